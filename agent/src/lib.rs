@@ -1,0 +1,1 @@
+//! The agent of vipwitness: reads one node and says what differs.

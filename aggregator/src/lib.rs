@@ -1,0 +1,1 @@
+//! The aggregator of vipwitness: remembers what each node said, and shows it.

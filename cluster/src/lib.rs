@@ -1,0 +1,1 @@
+//! What the Kubernetes API says, from the API server or from manifests.

@@ -1,0 +1,8 @@
+//go:build tools
+
+// Package tools keeps in go.sum what the laboratory's commands need.
+package tools
+
+import (
+	_ "k8s.io/kubernetes/cmd/kube-proxy"
+)

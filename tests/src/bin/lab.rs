@@ -1,0 +1,2 @@
+//! `cargo lab`: the laboratory.
+fn main() {}
