@@ -1,1 +1,27 @@
-//! Whatever needs more than one crate, a kernel, or a cluster; and the laboratory.
+//! Whatever needs more than one crate, a kernel, or a cluster; and the laboratory (`cargo lab`).
+//!
+//! In reading order:
+//!
+//! - [`command`], [`process`], [`wait`], [`cleanup`]: programs that are run, and what is left of them (nothing).
+//! - [`packages`], [`cache`]: where the programs come from: Debian, and Kubernetes' Go modules.
+//! - [`netns`], [`topology`]: network namespaces; a hub with nodes, and clients behind each node.
+//! - [`certs`], [`api`], [`cluster`]: a real kube-apiserver with etcd and controllers in the hub.
+//! - [`proxy`]: a real kube-proxy of any version and mode in a node's namespace.
+//! - [`http`]: the smallest HTTP client, for listeners inside namespaces.
+//!
+//! Nothing here listens or sends outside namespaces of its own, besides loopback, and nothing
+//! outlives the laboratory: see [`cleanup`].
+
+pub mod api;
+pub mod cache;
+pub mod certs;
+pub mod cleanup;
+pub mod cluster;
+pub mod command;
+pub mod http;
+pub mod netns;
+pub mod packages;
+pub mod process;
+pub mod proxy;
+pub mod topology;
+pub mod wait;

@@ -1,0 +1,292 @@
+//! Real kube-proxies, of any version and mode, in the namespaces of nodes.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+
+use crate::cache::{self, Version};
+use crate::cleanup::Folder;
+use crate::cluster::{Cluster, User};
+use crate::netns::Netns;
+use crate::packages;
+use crate::process::Process;
+use crate::topology::{CLUSTER_CIDR, Node};
+use crate::{http, wait};
+
+/// How a kube-proxy programs its node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Mode {
+    /// iptables mode, over the nf_tables backend of iptables.
+    IptablesNft,
+    /// nftables mode.
+    Nftables,
+}
+
+impl Mode {
+    /// Both modes.
+    pub const ALL: [Mode; 2] = [Mode::IptablesNft, Mode::Nftables];
+
+    /// `iptables-nft` or `nftables`, for names of nodes and folders.
+    pub fn name(self) -> &'static str {
+        match self {
+            Mode::IptablesNft => "iptables-nft",
+            Mode::Nftables => "nftables",
+        }
+    }
+
+    /// What `--proxy-mode` and `/proxyMode` call it.
+    pub fn proxy_mode(self) -> &'static str {
+        match self {
+            Mode::IptablesNft => "iptables",
+            Mode::Nftables => "nftables",
+        }
+    }
+
+    /// The backend that the folder of links in front of PATH chooses, where iptables is used.
+    fn iptables_backend(self) -> Option<&'static str> {
+        match self {
+            Mode::IptablesNft => Some("nft"),
+            Mode::Nftables => None,
+        }
+    }
+}
+
+/// What to run. `Spec::new` gives the laboratory's usual; the other fields are for the tests that need them.
+#[derive(Debug, Clone)]
+pub struct Spec {
+    /// Version of kube-proxy.
+    pub version: Version,
+    /// Mode.
+    pub mode: Mode,
+    /// Further flags, after the usual ones, so they win.
+    pub flags: Vec<String>,
+    /// A folder to search for programs first: recordings put a wrapper of nft there.
+    pub path_first: Option<PathBuf>,
+}
+
+impl Spec {
+    /// The usual kube-proxy of a version and mode.
+    pub fn new(version: Version, mode: Mode) -> Spec {
+        Spec { version, mode, flags: Vec::new(), path_first: None }
+    }
+
+    /// `nftables-1.37`: a name for its node.
+    pub fn name(&self) -> String {
+        format!("{}-{}", self.mode.name(), self.version.minor())
+    }
+}
+
+/// The listener for `/metrics`, `/configz` and `/proxyMode`, in the node's namespace.
+pub const METRICS: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 10249);
+/// The listener for `/healthz`, in the node's namespace.
+pub const HEALTHZ: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 10256);
+
+/// A running kube-proxy. Killed when dropped; its rules stay, as real ones do.
+#[derive(Debug)]
+pub struct Proxy {
+    process: Process,
+    spec: Spec,
+    program: PathBuf,
+    arguments: Vec<String>,
+    path: String,
+    netns: String,
+    log: PathBuf,
+    _links: Option<Folder>,
+}
+
+impl Proxy {
+    /// Starts a kube-proxy in the node's namespace. It serves and programs a moment later: see
+    /// [`Proxy::wait_synced`].
+    pub fn start(cluster: &Cluster, node: &Node, spec: Spec) -> Result<Proxy> {
+        let program = cache::kubernetes("kube-proxy", spec.version)?;
+        let kubeconfig = cluster.kubeconfig(User::KubeProxy)?;
+        let links = match spec.mode.iptables_backend() {
+            Some(backend) => Some(iptables_links(backend)?),
+            None => None,
+        };
+        let mut arguments = vec![
+            format!("--kubeconfig={}", kubeconfig.display()),
+            format!("--proxy-mode={}", spec.mode.proxy_mode()),
+            format!("--hostname-override={}", node.name()),
+            format!("--cluster-cidr={CLUSTER_CIDR}"),
+            // At 0 it leaves the sysctls alone that belong to the machine and not to a namespace.
+            "--conntrack-max-per-core=0".into(),
+            "--conntrack-tcp-timeout-established=0".into(),
+            "--conntrack-tcp-timeout-close-wait=0".into(),
+            format!("--metrics-bind-address={METRICS}"),
+            format!("--healthz-bind-address={HEALTHZ}"),
+        ];
+        arguments.extend(spec.flags.iter().cloned());
+        let mut folders: Vec<PathBuf> = Vec::new();
+        folders.extend(spec.path_first.clone());
+        folders.extend(links.as_ref().map(|links| links.path().to_owned()));
+        folders.extend(std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default()));
+        folders.push("/usr/sbin".into());
+        let path = std::env::join_paths(folders)?.to_string_lossy().into_owned();
+        let log = cluster.folder().join(format!("kube-proxy-{}.log", node.name()));
+        let process = launch(node.netns().name(), &program, &arguments, &path, &log)?;
+        Ok(Proxy { process, spec, program, arguments, path, netns: node.netns().name().to_owned(), log, _links: links })
+    }
+
+    /// What is running.
+    pub fn spec(&self) -> &Spec {
+        &self.spec
+    }
+
+    /// Its process, for signals and its log.
+    pub fn process(&self) -> &Process {
+        &self.process
+    }
+
+    /// Waits until both address families completed a sync and nothing it knows of is still to be
+    /// applied. Objects that its watch has not brought yet are not counted: wait for the rules
+    /// themselves where that matters.
+    pub fn wait_synced(&mut self, node: &Node, limit: Duration) -> Result<()> {
+        let mode = self.spec.mode.proxy_mode();
+        self.process.until("kube-proxy has programmed its node", limit, || {
+            let answer = http::get_in(node.netns(), METRICS, "/metrics")?;
+            if answer.status != 200 {
+                bail!("/metrics answers {}", answer.status);
+            }
+            Ok(synced(&answer.body).then_some(()))
+        })?;
+        let in_use = http::get_in(node.netns(), METRICS, "/proxyMode")?.body;
+        if in_use != mode {
+            bail!("kube-proxy runs in mode {in_use} instead of {mode}");
+        }
+        Ok(())
+    }
+
+    /// Waits until the ruleset's text (see [`ruleset`]) holds every one of `words`: Service
+    /// addresses, names or ports that were posted last.
+    pub fn wait_programmed(&mut self, node: &Node, words: &[String], limit: Duration) -> Result<()> {
+        let mode = self.spec.mode;
+        self.process.until("its rules hold what was posted", limit, || {
+            let text = ruleset(node.netns(), mode)?;
+            match words.iter().find(|word| !text.contains(word.as_str())) {
+                None => Ok(Some(())),
+                Some(word) => bail!("{word} is not in the rules"),
+            }
+        })
+    }
+
+    /// SIGTERM; its rules stay.
+    pub fn stop(&mut self) -> Result<()> {
+        self.process.stop()
+    }
+
+    /// SIGKILL; its rules stay.
+    pub fn kill(&mut self) -> Result<()> {
+        self.process.kill()
+    }
+
+    /// SIGSTOP: alive, and doing nothing.
+    pub fn freeze(&self) -> Result<()> {
+        self.process.signal(libc::SIGSTOP)
+    }
+
+    /// SIGCONT.
+    pub fn thaw(&self) -> Result<()> {
+        self.process.signal(libc::SIGCONT)
+    }
+
+    /// Starts it again, as it was, after it was stopped or killed (or instead of the one running).
+    pub fn restart(&mut self) -> Result<()> {
+        self.process.stop()?;
+        self.process = launch(&self.netns, &self.program, &self.arguments, &self.path, &self.log)?;
+        Ok(())
+    }
+}
+
+/// The ruleset of a namespace as the mode's own tools print it: for people, and to look for words in.
+pub fn ruleset(netns: &Netns, mode: Mode) -> Result<String> {
+    Ok(match mode {
+        Mode::Nftables => netns.run("nft", ["list", "ruleset"])?,
+        Mode::IptablesNft => {
+            let mut text = netns.run("iptables-nft-save", [""; 0])?;
+            text.push_str(&netns.run("ip6tables-nft-save", [""; 0])?);
+            text
+        }
+    })
+}
+
+/// Whether, by kube-proxy's metrics, every family has completed a sync since the last change was
+/// queued. From 1.33 on each family has its own series (kube-proxy.md 6.4).
+fn synced(metrics: &str) -> bool {
+    let series = |name: &str| -> Vec<(String, f64)> {
+        metrics
+            .lines()
+            .filter_map(|line| line.strip_prefix(name))
+            .filter(|rest| rest.starts_with(['{', ' ']))
+            .filter_map(|rest| {
+                let (labels, value) = rest.rsplit_once(' ')?;
+                Some((labels.to_owned(), value.parse().ok()?))
+            })
+            .collect()
+    };
+    let last = series("kubeproxy_sync_proxy_rules_last_timestamp_seconds");
+    let queued = series("kubeproxy_sync_proxy_rules_last_queued_timestamp_seconds");
+    let families = if last.iter().any(|(labels, _)| labels.contains("ip_family")) { 2 } else { 1 };
+    last.len() >= families
+        && last.iter().all(|(labels, done)| {
+            *done > 0.0 && queued.iter().filter(|(of, _)| of == labels).all(|(_, at)| at <= done)
+        })
+}
+
+fn launch(netns: &str, program: &Path, arguments: &[String], path: &str, log: &Path) -> Result<Process> {
+    let mut command = Command::new("ip");
+    command.args(["netns", "exec", netns]).arg(program).args(arguments).env("PATH", path);
+    Process::start("kube-proxy", command, log)
+}
+
+/// A folder of links named as kube-proxy calls them, to the programs of one iptables backend.
+fn iptables_links(backend: &str) -> Result<Folder> {
+    let links = Folder::create("iptables")?;
+    for family in ["iptables", "ip6tables"] {
+        for end in ["", "-save", "-restore"] {
+            let target = format!("{family}-{backend}{end}");
+            let target = packages::find(&target).with_context(|| format!("{target} is not installed (package iptables)"))?;
+            std::os::unix::fs::symlink(target, links.join(format!("{family}{end}")))?;
+        }
+    }
+    Ok(links)
+}
+
+/// Waits until nothing in `proxies` has work left. For many side by side.
+pub fn wait_all_synced(proxies: &mut [(&Node, &mut Proxy)], limit: Duration) -> Result<()> {
+    for (node, proxy) in proxies.iter_mut() {
+        proxy.wait_synced(node, limit).with_context(|| format!("on {}", node.name()))?;
+    }
+    Ok(())
+}
+
+/// The configuration of the kube-proxy on `node`, as `/configz` gives it.
+pub fn configz(node: &Node) -> Result<String> {
+    wait::until("/configz", Duration::from_secs(10), || {
+        let answer = http::get_in(node.netns(), METRICS, "/configz")?;
+        Ok((answer.status == 200).then_some(answer.body))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::synced;
+
+    #[test]
+    fn both_families_must_have_applied_what_was_queued() {
+        let metrics = |last6: &str| {
+            format!(
+                "kubeproxy_sync_proxy_rules_last_queued_timestamp_seconds{{ip_family=\"IPv4\"}} 1.7e+09\n\
+                 kubeproxy_sync_proxy_rules_last_queued_timestamp_seconds{{ip_family=\"IPv6\"}} 1.7e+09\n\
+                 kubeproxy_sync_proxy_rules_last_timestamp_seconds{{ip_family=\"IPv4\"}} 1.8e+09\n{last6}"
+            )
+        };
+        assert!(synced(&metrics("kubeproxy_sync_proxy_rules_last_timestamp_seconds{ip_family=\"IPv6\"} 1.8e+09\n")));
+        assert!(!synced(&metrics("kubeproxy_sync_proxy_rules_last_timestamp_seconds{ip_family=\"IPv6\"} 1.6e+09\n")));
+        assert!(!synced(&metrics("")));
+        assert!(!synced(""));
+    }
+}
