@@ -1,1 +1,3 @@
 //! The agent of vipwitness: reads one node and says what differs.
+
+pub mod netfilter;

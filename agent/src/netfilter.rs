@@ -1,0 +1,3 @@
+//! Netfilter: one representation of rules, the decoders that write it, the walk that reads it.
+
+pub mod ruleset;

@@ -1,0 +1,1 @@
+//! How desired and observed differ, now.

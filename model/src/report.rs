@@ -1,0 +1,126 @@
+//! What one node says after one pass.
+
+use crate::address::{Frontend, SourceClass};
+use crate::capture::{DatapathFound, Gap};
+use crate::finding::Finding;
+use crate::name::{NodeName, ServicePortName};
+use crate::table::{Action, Forwarding, OneOf};
+use crate::time::Millis;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// Why a pair was not judged (closed list).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NotJudged {
+    /// Unknown: the family's kernel state could not be read.
+    Unreadable,
+    /// Unknown: the packet's way depends on an expression that is not understood.
+    UnknownExpression,
+    /// Unknown: the rules depend on too much that differs from packet to packet.
+    TooManyForks,
+    /// Unknown: the API has not been read whole yet, or its view is too old.
+    ApiView,
+    /// Unknown: which datapath is in charge is not known.
+    NoDatapath,
+    /// Not comparable: the datapath in charge is not one this program covers.
+    DatapathNotCovered,
+    /// Not comparable: the rule in question follows ServiceCIDRs, which are not known here.
+    ServiceCidrUnknown,
+    /// Not comparable: the address is on no link of the node and cannot be reached from this source.
+    SourceImpossible,
+    /// Not comparable: handled by kube-proxy in user space (1.37 localhost node ports).
+    UserSpaceProxy,
+    /// Not comparable: nothing is expected of a running kube-proxy (manifests).
+    ProxyNotExpected,
+    /// Not comparable: kube-proxy's configuration is not known well enough to say.
+    ConfigurationUnknown,
+    /// Not comparable: the node is starting, draining or gone.
+    NodeState,
+}
+
+/// How much was judged, in pairs of frontend and source class.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Judged {
+    /// Compared, converging ones included.
+    pub pairs: u64,
+    /// Of them, compared against more than one legitimate answer.
+    pub multi_answer: u64,
+    /// Of them, converging: they differ, and are still given time.
+    pub converging: u64,
+    /// Could not be told.
+    pub unknown: u64,
+    /// Why not.
+    pub unknown_reasons: BTreeMap<NotJudged, u64>,
+    /// Not to be compared.
+    pub not_comparable: u64,
+    /// Why not.
+    pub not_comparable_reasons: BTreeMap<NotJudged, u64>,
+}
+
+/// A node's own state, where it explains differences.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum NodeState {
+    /// Nothing special.
+    Ready,
+    /// The datapath has not been programmed for the first time yet.
+    Starting,
+    /// Being drained or deleted.
+    Draining,
+    /// Its Node object is gone.
+    Gone,
+}
+
+/// One row of a report: what one (frontend, source) should get and gets.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Row {
+    /// Where.
+    pub frontend: Frontend,
+    /// From where.
+    pub source: SourceClass,
+    /// Whose.
+    pub service: Option<ServicePortName>,
+    /// What should be; `None`: nothing is asked for.
+    pub desired: Option<OneOf<Forwarding>>,
+    /// What is; `None`: could not be read.
+    pub observed: Option<Forwarding>,
+}
+
+/// One pass of one node.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Report {
+    /// Which node.
+    pub node: NodeName,
+    /// Counts passes since the agent started.
+    pub pass: u64,
+    /// When the kernel was read.
+    pub at: Millis,
+    /// How long reading, decoding and judging took, milliseconds.
+    pub took_ms: u64,
+    /// Until when the view of the API is known to be current; `None`: never was.
+    pub api_as_of: Option<Millis>,
+    /// The node's own state.
+    pub state: NodeState,
+    /// One sentence.
+    pub verdict: String,
+    /// Datapaths found.
+    pub datapaths: Vec<DatapathFound>,
+    /// How much was judged.
+    pub judged: Judged,
+    /// What could not be read.
+    pub gaps: Vec<Gap>,
+    /// What lasted, worst first.
+    pub findings: Vec<Finding>,
+    /// What differs and is still given time.
+    pub converging: Vec<Finding>,
+    /// Every row.
+    pub rows: Vec<Row>,
+}
+
+impl Row {
+    /// The action that is observed, if it was read.
+    pub fn action(&self) -> Option<&Action> {
+        self.observed.as_ref().map(|o| &o.action)
+    }
+}

@@ -1,0 +1,1 @@
+//! The ledger: the only place where history enters a decision.
