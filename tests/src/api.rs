@@ -50,10 +50,13 @@ impl Api {
             .worker_threads(2)
             .thread_name("api")
             // Later requests would silently go to the wrong namespace, so there is no going on.
-            .on_thread_start(move || move_this_thread(&name).expect("the hub's namespace lives as long as its client"))
+            .on_thread_start(move || {
+                move_this_thread(&name).expect("the hub's namespace lives as long as its client")
+            })
             .enable_all()
             .build()?;
-        let mut config = kube::Config::new(url.parse().with_context(|| format!("{url} is no URL"))?);
+        let mut config =
+            kube::Config::new(url.parse().with_context(|| format!("{url} is no URL"))?);
         let certificates: Result<Vec<Vec<u8>>> = {
             use rustls::pki_types::pem::PemObject as _;
             rustls::pki_types::CertificateDer::pem_slice_iter(authority.as_bytes())
@@ -94,8 +97,14 @@ impl Api {
 
     /// Sends one request.
     pub fn call(&self, method: Method, path: &str, body: Option<Value>) -> Result<Value> {
-        let call = Call { method, path: path.to_owned(), body };
-        self.call_all(vec![call]).pop().unwrap_or_else(|| bail!("no answer"))
+        let call = Call {
+            method,
+            path: path.to_owned(),
+            body,
+        };
+        self.call_all(vec![call])
+            .pop()
+            .unwrap_or_else(|| bail!("no answer"))
     }
 
     /// Reads an object or a list.
@@ -121,7 +130,13 @@ impl Api {
     pub fn create_all(&self, objects: &[Value]) -> Result<Vec<Value>> {
         let calls: Result<Vec<Call>> = objects
             .iter()
-            .map(|object| Ok(Call { method: Method::POST, path: collection(object)?, body: Some(object.clone()) }))
+            .map(|object| {
+                Ok(Call {
+                    method: Method::POST,
+                    path: collection(object)?,
+                    body: Some(object.clone()),
+                })
+            })
             .collect();
         self.call_all(calls?).into_iter().collect()
     }
@@ -130,14 +145,24 @@ impl Api {
     pub fn put_all(&self, objects: &[Value]) -> Result<()> {
         let calls: Result<Vec<Call>> = objects
             .iter()
-            .map(|object| Ok(Call { method: Method::POST, path: collection(object)?, body: Some(object.clone()) }))
+            .map(|object| {
+                Ok(Call {
+                    method: Method::POST,
+                    path: collection(object)?,
+                    body: Some(object.clone()),
+                })
+            })
             .collect();
         let mut there = Vec::new();
         for (object, answer) in objects.iter().zip(self.call_all(calls?)) {
             match answer {
                 Ok(_) => (),
                 Err(error) if status_of(&error) == Some(409) => {
-                    there.push(Call { method: Method::PUT, path: path(object)?, body: Some(object.clone()) });
+                    there.push(Call {
+                        method: Method::PUT,
+                        path: path(object)?,
+                        body: Some(object.clone()),
+                    });
                 }
                 Err(error) => return Err(error),
             }
@@ -163,7 +188,11 @@ impl Api {
         let body = json!({"kind": "DeleteOptions", "apiVersion": "v1", "gracePeriodSeconds": 0});
         let calls = paths
             .iter()
-            .map(|path| Call { method: Method::DELETE, path: path.clone(), body: Some(body.clone()) })
+            .map(|path| Call {
+                method: Method::DELETE,
+                path: path.clone(),
+                body: Some(body.clone()),
+            })
             .collect();
         for answer in self.call_all(calls) {
             match answer {
@@ -185,20 +214,30 @@ pub fn status_of(error: &anyhow::Error) -> Option<u16> {
 
 /// The path of an object: `/api/v1/namespaces/shop/services/web`.
 pub fn path(object: &Value) -> Result<String> {
-    let name = object["metadata"]["name"].as_str().context("the object has no name")?;
+    let name = object["metadata"]["name"]
+        .as_str()
+        .context("the object has no name")?;
     Ok(format!("{}/{name}", collection(object)?))
 }
 
 /// The path of the collection an object belongs to: `/api/v1/namespaces/shop/services`.
 pub fn collection(object: &Value) -> Result<String> {
-    let version = object["apiVersion"].as_str().context("the object has no apiVersion")?;
+    let version = object["apiVersion"]
+        .as_str()
+        .context("the object has no apiVersion")?;
     let kind = object["kind"].as_str().context("the object has no kind")?;
-    let root = if version.contains('/') { format!("/apis/{version}") } else { format!("/api/{version}") };
+    let root = if version.contains('/') {
+        format!("/apis/{version}")
+    } else {
+        format!("/api/{version}")
+    };
     let plural = plural(kind);
     Ok(if cluster_scoped().contains(kind) {
         format!("{root}/{plural}")
     } else {
-        let namespace = object["metadata"]["namespace"].as_str().unwrap_or("default");
+        let namespace = object["metadata"]["namespace"]
+            .as_str()
+            .unwrap_or("default");
         format!("{root}/namespaces/{namespace}/{plural}")
     })
 }
@@ -207,7 +246,9 @@ fn plural(kind: &str) -> String {
     let kind = kind.to_lowercase();
     match kind.as_str() {
         "endpoints" => kind,
-        _ if kind.ends_with("cy") || kind.ends_with("ry") => format!("{}ies", &kind[..kind.len() - 1]),
+        _ if kind.ends_with("cy") || kind.ends_with("ry") => {
+            format!("{}ies", &kind[..kind.len() - 1])
+        }
         _ if kind.ends_with('s') => format!("{kind}es"),
         _ => format!("{kind}s"),
     }
@@ -229,14 +270,24 @@ fn cluster_scoped() -> BTreeSet<&'static str> {
 }
 
 async fn send(client: Client, call: Call) -> Result<Value> {
-    let content = if call.method == Method::PATCH { "application/merge-patch+json" } else { "application/json" };
+    let content = if call.method == Method::PATCH {
+        "application/merge-patch+json"
+    } else {
+        "application/json"
+    };
     let body = match &call.body {
         Some(body) => serde_json::to_vec(body)?,
         None => Vec::new(),
     };
-    let request = Request::builder().method(call.method.clone()).uri(&call.path).header("content-type", content).body(body)?;
+    let request = Request::builder()
+        .method(call.method.clone())
+        .uri(&call.path)
+        .header("content-type", content)
+        .body(body)?;
     // The cause stays reachable by downcast for `status_of`.
-    client.request::<Value>(request).await.map_err(|error| anyhow::Error::new(error).context(format!("{} {}", call.method, call.path)))
+    client.request::<Value>(request).await.map_err(|error| {
+        anyhow::Error::new(error).context(format!("{} {}", call.method, call.path))
+    })
 }
 
 #[cfg(test)]
@@ -246,8 +297,14 @@ mod tests {
     #[test]
     fn an_object_names_its_path() {
         let paths = [
-            (json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "web", "namespace": "shop"}}), "/api/v1/namespaces/shop/services/web"),
-            (json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "a"}}), "/api/v1/nodes/a"),
+            (
+                json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "web", "namespace": "shop"}}),
+                "/api/v1/namespaces/shop/services/web",
+            ),
+            (
+                json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "a"}}),
+                "/api/v1/nodes/a",
+            ),
             (
                 json!({"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": {"name": "x"}}),
                 "/apis/networking.k8s.io/v1/namespaces/default/networkpolicies/x",

@@ -52,9 +52,14 @@ impl Version {
 /// not have it. Only 1.34 has kube-apiserver and kube-controller-manager.
 pub fn kubernetes(program: &str, version: Version) -> Result<PathBuf> {
     let module = workspace().join("tests/kubernetes").join(version.minor());
-    let path = folder()?.join(format!("{program}-{}-{}", version.full(), module_hash(&module)?));
+    let path = folder()?.join(format!(
+        "{program}-{}-{}",
+        version.full(),
+        module_hash(&module)?
+    ));
     if !path.exists() {
-        build(program, version, &module, &path).with_context(|| format!("building {program} {}", version.full()))?;
+        build(program, version, &module, &path)
+            .with_context(|| format!("building {program} {}", version.full()))?;
     }
     Ok(path)
 }
@@ -63,13 +68,24 @@ pub fn kubernetes(program: &str, version: Version) -> Result<PathBuf> {
 pub fn obstacle() -> Option<String> {
     let missing = Version::ALL
         .iter()
-        .flat_map(|&version| programs(version).iter().map(move |program| (version, *program)))
+        .flat_map(|&version| {
+            programs(version)
+                .iter()
+                .map(move |program| (version, *program))
+        })
         .any(|(version, program)| {
             let module = workspace().join("tests/kubernetes").join(version.minor());
-            let path = || Ok::<_, anyhow::Error>(folder()?.join(format!("{program}-{}-{}", version.full(), module_hash(&module)?)));
+            let path = || {
+                Ok::<_, anyhow::Error>(folder()?.join(format!(
+                    "{program}-{}-{}",
+                    version.full(),
+                    module_hash(&module)?
+                )))
+            };
             !path().is_ok_and(|path| path.exists())
         });
-    (missing && packages::find("go").is_none()).then(|| "Go is not installed, and the Kubernetes programs are not built yet".to_owned())
+    (missing && packages::find("go").is_none())
+        .then(|| "Go is not installed, and the Kubernetes programs are not built yet".to_owned())
 }
 
 /// What `tests/kubernetes/<minor>/tools.go` names.
@@ -82,14 +98,20 @@ fn programs(version: Version) -> &'static [&'static str] {
 
 /// The root of the checkout that this program was built from.
 pub fn workspace() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().map(Path::to_owned).unwrap_or_default()
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .map(Path::to_owned)
+        .unwrap_or_default()
 }
 
 /// `$XDG_CACHE_HOME/vipwitness/bin`, by default under `~/.cache`.
 pub fn folder() -> Result<PathBuf> {
     let base = match std::env::var_os("XDG_CACHE_HOME").filter(|value| !value.is_empty()) {
         Some(cache) => PathBuf::from(cache),
-        None => PathBuf::from(std::env::var_os("HOME").context("neither XDG_CACHE_HOME nor HOME is set")?).join(".cache"),
+        None => PathBuf::from(
+            std::env::var_os("HOME").context("neither XDG_CACHE_HOME nor HOME is set")?,
+        )
+        .join(".cache"),
     };
     Ok(base.join("vipwitness/bin"))
 }
@@ -105,7 +127,8 @@ fn module_hash(module: &Path) -> Result<String> {
 
 /// Builds with low priority: something else may be being measured.
 fn build(program: &str, version: Version, module: &Path, path: &Path) -> Result<()> {
-    let go = packages::find("go").context("Go is not installed (1.26 or later is needed to build Kubernetes' programs)")?;
+    let go = packages::find("go")
+        .context("Go is not installed (1.26 or later is needed to build Kubernetes' programs)")?;
     let parent = path.parent().context("the cache has a folder")?;
     std::fs::create_dir_all(parent)?;
     let minor = version.minor().trim_start_matches("1.");
@@ -118,7 +141,9 @@ fn build(program: &str, version: Version, module: &Path, path: &Path) -> Result<
     let status = Command::new("nice")
         .arg(go)
         .args(["build", "-trimpath", "-ldflags"])
-        .arg(format!("-s -w -X {set}Version=v{full} -X {set}Major=1 -X {set}Minor={minor}"))
+        .arg(format!(
+            "-s -w -X {set}Version=v{full} -X {set}Major=1 -X {set}Minor={minor}"
+        ))
         .arg("-o")
         .arg(&unfinished)
         .arg(format!("k8s.io/kubernetes/cmd/{program}"))
@@ -130,6 +155,10 @@ fn build(program: &str, version: Version, module: &Path, path: &Path) -> Result<
         bail!("go build: {status}");
     }
     std::fs::rename(&unfinished, path)?;
-    println!("built {program} {full} in {} s: {}", start.elapsed().as_secs(), path.display());
+    println!(
+        "built {program} {full} in {} s: {}",
+        start.elapsed().as_secs(),
+        path.display()
+    );
     Ok(())
 }

@@ -15,9 +15,18 @@ pub struct Authority {
 impl Authority {
     /// Makes `ca.crt` and `ca.key` in `folder`, valid for two days.
     pub fn create(folder: &Path) -> Result<Authority> {
-        let authority = Authority { folder: folder.to_owned() };
-        let mut arguments = words("req -x509 -days 2 -subj /CN=vipwitness-laboratory -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes");
-        arguments.extend(["-keyout".into(), text(&folder.join("ca.key")), "-out".into(), text(&authority.certificate())]);
+        let authority = Authority {
+            folder: folder.to_owned(),
+        };
+        let mut arguments = words(
+            "req -x509 -days 2 -subj /CN=vipwitness-laboratory -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes",
+        );
+        arguments.extend([
+            "-keyout".into(),
+            text(&folder.join("ca.key")),
+            "-out".into(),
+            text(&authority.certificate()),
+        ]);
         command::run("openssl", arguments)?;
         Ok(authority)
     }
@@ -36,7 +45,10 @@ impl Authority {
     /// `DNS:kubernetes.default.svc`, `IP:10.77.0.1`.
     pub fn issue(&self, name: &str, names: &[&str]) -> Result<Pair> {
         let path = |end: &str| self.folder.join(format!("{name}.{end}"));
-        let pair = Pair { certificate: path("crt"), key: path("key") };
+        let pair = Pair {
+            certificate: path("crt"),
+            key: path("key"),
+        };
         let mut request = words("req -new -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes");
         request.extend([
             "-subj".into(),
@@ -77,8 +89,29 @@ pub struct Pair {
 /// Makes `sa.key` and `sa.pub` in `folder`: what ServiceAccount tokens are signed and checked with.
 pub fn token_keys(folder: &Path) -> Result<()> {
     let key = text(&folder.join("sa.key"));
-    command::run("openssl", ["genpkey", "-algorithm", "RSA", "-pkeyopt", "rsa_keygen_bits:2048", "-out", &key])?;
-    command::run("openssl", ["pkey", "-in", &key, "-pubout", "-out", &text(&folder.join("sa.pub"))])?;
+    command::run(
+        "openssl",
+        [
+            "genpkey",
+            "-algorithm",
+            "RSA",
+            "-pkeyopt",
+            "rsa_keygen_bits:2048",
+            "-out",
+            &key,
+        ],
+    )?;
+    command::run(
+        "openssl",
+        [
+            "pkey",
+            "-in",
+            &key,
+            "-pubout",
+            "-out",
+            &text(&folder.join("sa.pub")),
+        ],
+    )?;
     Ok(())
 }
 

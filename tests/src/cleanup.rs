@@ -25,8 +25,11 @@ struct Registered {
     folders: BTreeSet<PathBuf>,
 }
 
-static REGISTERED: Mutex<Registered> =
-    Mutex::new(Registered { processes: BTreeSet::new(), namespaces: BTreeSet::new(), folders: BTreeSet::new() });
+static REGISTERED: Mutex<Registered> = Mutex::new(Registered {
+    processes: BTreeSet::new(),
+    namespaces: BTreeSet::new(),
+    folders: BTreeSet::new(),
+});
 
 /// Counts what this process named, so that several laboratories fit into one process.
 static NAMED: AtomicU32 = AtomicU32::new(0);
@@ -80,11 +83,19 @@ impl Folder {
     /// data need not survive anything.
     pub fn create_in_memory(label: &str) -> Result<Folder> {
         let memory = Path::new("/dev/shm");
-        if memory.is_dir() { Folder::create_in(memory, label) } else { Folder::create(label) }
+        if memory.is_dir() {
+            Folder::create_in(memory, label)
+        } else {
+            Folder::create(label)
+        }
     }
 
     fn create_in(base: &Path, label: &str) -> Result<Folder> {
-        let path = base.join(format!("{FOLDER_PREFIX}{}-{}-{label}", std::process::id(), number()));
+        let path = base.join(format!(
+            "{FOLDER_PREFIX}{}-{}-{label}",
+            std::process::id(),
+            number()
+        ));
         std::fs::create_dir_all(&path).with_context(|| format!("making {}", path.display()))?;
         registered(|all| all.folders.insert(path.clone()));
         Ok(Folder(path))
@@ -135,38 +146,53 @@ pub fn everything() {
 /// From now on, SIGINT and SIGTERM remove [`everything`] and end this process with status 130.
 pub fn on_signals() -> Result<()> {
     use tokio::signal::unix::{SignalKind, signal};
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
     let (mut interrupt, mut terminate) = {
         let _entered = runtime.enter();
-        (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?)
+        (
+            signal(SignalKind::interrupt())?,
+            signal(SignalKind::terminate())?,
+        )
     };
-    std::thread::Builder::new().name("signals".into()).spawn(move || {
-        runtime.block_on(async {
-            tokio::select! {
-                _ = interrupt.recv() => (),
-                _ = terminate.recv() => (),
-            }
-        });
-        eprintln!("\nstopping: removing namespaces and processes");
-        everything();
-        std::process::exit(130);
-    })?;
+    std::thread::Builder::new()
+        .name("signals".into())
+        .spawn(move || {
+            runtime.block_on(async {
+                tokio::select! {
+                    _ = interrupt.recv() => (),
+                    _ = terminate.recv() => (),
+                }
+            });
+            eprintln!("\nstopping: removing namespaces and processes");
+            everything();
+            std::process::exit(130);
+        })?;
     Ok(())
 }
 
 /// Removes namespaces and folders of laboratories whose process is gone, with the processes that
 /// still run in those namespaces. Never touches what a living process owns.
 pub fn of_the_dead() -> Result<()> {
-    for name in command::run("ip", ["netns", "list"])?.lines().filter_map(|line| line.split_whitespace().next()) {
+    for name in command::run("ip", ["netns", "list"])?
+        .lines()
+        .filter_map(|line| line.split_whitespace().next())
+    {
         if owner(name, NAMESPACE_PREFIX).is_some_and(dead) {
-            for id in command::run("ip", ["netns", "pids", name])?.lines().filter_map(|line| line.trim().parse().ok()) {
+            for id in command::run("ip", ["netns", "pids", name])?
+                .lines()
+                .filter_map(|line| line.trim().parse().ok())
+            {
                 crate::process::kill_now(id);
             }
             command::run("ip", ["netns", "delete", name])?;
         }
     }
     for base in [std::env::temp_dir(), PathBuf::from("/dev/shm")] {
-        let Ok(entries) = std::fs::read_dir(&base) else { continue };
+        let Ok(entries) = std::fs::read_dir(&base) else {
+            continue;
+        };
         for entry in entries.flatten() {
             if owner(&entry.file_name().to_string_lossy(), FOLDER_PREFIX).is_some_and(dead) {
                 let _ = std::fs::remove_dir_all(entry.path());
@@ -194,7 +220,10 @@ mod tests {
         assert_eq!(owner("vw-4711-hub0", NAMESPACE_PREFIX), Some(4711));
         assert_eq!(owner("vw-hub0", NAMESPACE_PREFIX), None);
         assert_eq!(owner("production", NAMESPACE_PREFIX), None);
-        assert_eq!(owner(&namespace_name("node"), NAMESPACE_PREFIX), Some(std::process::id()));
+        assert_eq!(
+            owner(&namespace_name("node"), NAMESPACE_PREFIX),
+            Some(std::process::id())
+        );
         assert!(!dead(std::process::id()));
     }
 }

@@ -72,15 +72,32 @@ impl Cluster {
         let api = Api::new(hub.netns(), &direct_url(), &pem, User::Admin.token())?;
         api_server.until("the API server is ready", START_LIMIT, || {
             // The namespace and the default ServiceCIDR are made after /readyz answers.
-            Ok(api.find("/api/v1/namespaces/default/services/kubernetes").ok().flatten())
+            Ok(api
+                .find("/api/v1/namespaces/default/services/kubernetes")
+                .ok()
+                .flatten())
         })?;
 
-        let kubeconfig = write_kubeconfig(&folder.join("controller-manager.kubeconfig"), &direct_url(), &authority, User::ControllerManager.token())?;
-        let mut controller_manager = start_controller_manager(hub, &folder, &kubeconfig, &controller_manager_path)?;
+        let kubeconfig = write_kubeconfig(
+            &folder.join("controller-manager.kubeconfig"),
+            &direct_url(),
+            &authority,
+            User::ControllerManager.token(),
+        )?;
+        let mut controller_manager =
+            start_controller_manager(hub, &folder, &kubeconfig, &controller_manager_path)?;
         controller_manager.until("the ServiceAccount controller works", START_LIMIT, || {
             api.find("/api/v1/namespaces/default/serviceaccounts/default")
         })?;
-        Ok(Cluster { api, authority, controller_manager, api_server, _etcd: etcd, _data: data, folder })
+        Ok(Cluster {
+            api,
+            authority,
+            controller_manager,
+            api_server,
+            _etcd: etcd,
+            _data: data,
+            folder,
+        })
     }
 
     /// The URL of the API server's own address.
@@ -100,12 +117,14 @@ impl Cluster {
 
     /// Freezes (SIGSTOP) or thaws the API server: it vanishes without closing a connection.
     pub fn freeze_api_server(&self, frozen: bool) -> Result<()> {
-        self.api_server.signal(if frozen { libc::SIGSTOP } else { libc::SIGCONT })
+        self.api_server
+            .signal(if frozen { libc::SIGSTOP } else { libc::SIGCONT })
     }
 
     /// Freezes or thaws the controllers, so that hand-written slices stay as they are.
     pub fn freeze_controllers(&self, frozen: bool) -> Result<()> {
-        self.controller_manager.signal(if frozen { libc::SIGSTOP } else { libc::SIGCONT })
+        self.controller_manager
+            .signal(if frozen { libc::SIGSTOP } else { libc::SIGCONT })
     }
 
     /// A kubeconfig for a user of the token file.
@@ -115,15 +134,21 @@ impl Cluster {
 
     /// A kubeconfig for a server URL (the Service address `https://10.96.0.1`, say) and any token.
     pub fn kubeconfig_with(&self, url: &str, token: &str) -> Result<PathBuf> {
-        let path = self.folder.join(format!("{}.kubeconfig", crate::cleanup::number()));
+        let path = self
+            .folder
+            .join(format!("{}.kubeconfig", crate::cleanup::number()));
         write_kubeconfig(&path, url, &self.authority, token)
     }
 
     /// Creates a namespace and waits until its `default` ServiceAccount exists, as Pods need.
     pub fn create_namespace(&self, name: &str) -> Result<()> {
-        self.api.create(&json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}))?;
+        self.api.create(
+            &json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}),
+        )?;
         crate::wait::until("the namespace's ServiceAccount", START_LIMIT, || {
-            self.api.find(&format!("/api/v1/namespaces/{name}/serviceaccounts/default"))
+            self.api.find(&format!(
+                "/api/v1/namespaces/{name}/serviceaccounts/default"
+            ))
         })?;
         Ok(())
     }
@@ -156,15 +181,26 @@ impl Cluster {
 
     /// A ServiceAccount token from the TokenRequest subresource, an hour long. `audiences` empty means the API server's own;
     /// `pod` (a Pod's name in the same namespace, with that ServiceAccount) binds it, which brings the node claim.
-    pub fn token(&self, namespace: &str, service_account: &str, audiences: &[&str], pod: Option<&str>) -> Result<String> {
+    pub fn token(
+        &self,
+        namespace: &str,
+        service_account: &str,
+        audiences: &[&str],
+        pod: Option<&str>,
+    ) -> Result<String> {
         let mut spec = json!({"expirationSeconds": 3600, "audiences": audiences});
         if let Some(pod) = pod {
             spec["boundObjectRef"] = json!({"kind": "Pod", "apiVersion": "v1", "name": pod});
         }
-        let path = format!("/api/v1/namespaces/{namespace}/serviceaccounts/{service_account}/token");
-        let request = json!({"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": spec});
+        let path =
+            format!("/api/v1/namespaces/{namespace}/serviceaccounts/{service_account}/token");
+        let request =
+            json!({"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": spec});
         let answer = self.api.call(hyper::Method::POST, &path, Some(request))?;
-        Ok(answer["status"]["token"].as_str().context("the API server gave no token")?.to_owned())
+        Ok(answer["status"]["token"]
+            .as_str()
+            .context("the API server gave no token")?
+            .to_owned())
     }
 }
 
@@ -182,16 +218,32 @@ fn start_etcd(hub: &Hub, folder: &Folder, data: &Folder) -> Result<Process> {
         "--initial-cluster=default=http://127.0.0.1:2380".into(),
         "--log-level=warn".into(),
     ];
-    Process::start("etcd", hub.netns().command("etcd", arguments), &folder.join("etcd.log"))
+    Process::start(
+        "etcd",
+        hub.netns().command("etcd", arguments),
+        &folder.join("etcd.log"),
+    )
 }
 
-fn start_api_server(hub: &Hub, folder: &Folder, authority: &Authority, program: &Path) -> Result<Process> {
+fn start_api_server(
+    hub: &Hub,
+    folder: &Folder,
+    authority: &Authority,
+    program: &Path,
+) -> Result<Process> {
     let users = [
         (User::Admin, "laboratory-admin", "\"system:masters\""),
         (User::KubeProxy, "system:kube-proxy", ""),
-        (User::ControllerManager, "system:kube-controller-manager", ""),
+        (
+            User::ControllerManager,
+            "system:kube-controller-manager",
+            "",
+        ),
     ];
-    let tokens: String = users.iter().map(|(user, name, groups)| format!("{},{name},{name},{groups}\n", user.token())).collect();
+    let tokens: String = users
+        .iter()
+        .map(|(user, name, groups)| format!("{},{name},{name},{groups}\n", user.token()))
+        .collect();
     std::fs::write(folder.join("tokens.csv"), tokens)?;
     let names = [
         "DNS:kubernetes",
@@ -223,17 +275,29 @@ fn start_api_server(hub: &Hub, folder: &Folder, authority: &Authority, program: 
         // Pods of the laboratory use images that nobody pulls.
         "--profiling=false".into(),
     ];
-    Process::start("kube-apiserver", hub.netns().command(&program.to_string_lossy(), arguments), &folder.join("kube-apiserver.log"))
+    Process::start(
+        "kube-apiserver",
+        hub.netns().command(&program.to_string_lossy(), arguments),
+        &folder.join("kube-apiserver.log"),
+    )
 }
 
-fn start_controller_manager(hub: &Hub, folder: &Folder, kubeconfig: &Path, program: &Path) -> Result<Process> {
+fn start_controller_manager(
+    hub: &Hub,
+    folder: &Folder,
+    kubeconfig: &Path,
+    program: &Path,
+) -> Result<Process> {
     let arguments = [
         format!("--kubeconfig={}", kubeconfig.display()),
         "--controllers=endpointslice,serviceaccount,namespace".into(),
         "--leader-elect=false".into(),
         "--bind-address=127.0.0.1".into(),
         format!("--cert-dir={}", folder.path().display()),
-        format!("--service-account-private-key-file={}", folder.join("sa.key").display()),
+        format!(
+            "--service-account-private-key-file={}",
+            folder.join("sa.key").display()
+        ),
         "--kube-api-qps=200".into(),
         "--kube-api-burst=400".into(),
         "--concurrent-service-endpoint-syncs=10".into(),
@@ -256,6 +320,7 @@ fn write_kubeconfig(path: &Path, url: &str, authority: &Authority, token: &str) 
         "contexts": [{"name": "laboratory", "context": {"cluster": "laboratory", "user": "laboratory"}}],
         "current-context": "laboratory",
     });
-    std::fs::write(path, serde_json::to_vec_pretty(&config)?).with_context(|| format!("writing {}", path.display()))?;
+    std::fs::write(path, serde_json::to_vec_pretty(&config)?)
+        .with_context(|| format!("writing {}", path.display()))?;
     Ok(path.to_owned())
 }

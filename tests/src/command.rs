@@ -8,7 +8,10 @@ use anyhow::{Context, Result, bail};
 
 /// What `program` with `arguments` wrote to stdout. An error when it cannot be started or exits
 /// with another status than 0; the error holds what it wrote to stderr.
-pub fn run<S: AsRef<OsStr>>(program: &str, arguments: impl IntoIterator<Item = S>) -> Result<String> {
+pub fn run<S: AsRef<OsStr>>(
+    program: &str,
+    arguments: impl IntoIterator<Item = S>,
+) -> Result<String> {
     output(Command::new(program).args(arguments))
 }
 
@@ -41,7 +44,10 @@ pub fn output_with_input(command: &mut Command, input: &[u8]) -> Result<String> 
 
 /// Runs a prepared command whatever its exit status will be.
 pub fn attempt(command: &mut Command) -> Result<Output> {
-    command.stdin(Stdio::null()).output().with_context(|| format!("starting {}", words(command)))
+    command
+        .stdin(Stdio::null())
+        .output()
+        .with_context(|| format!("starting {}", words(command)))
 }
 
 /// The command line as a person would type it, for messages.
@@ -56,7 +62,12 @@ pub fn words(command: &Command) -> String {
 
 fn checked(command: &Command, output: Output) -> Result<String> {
     if !output.status.success() {
-        bail!("{}: {}\n{}", words(command), output.status, String::from_utf8_lossy(&output.stderr).trim_end());
+        bail!(
+            "{}: {}\n{}",
+            words(command),
+            output.status,
+            String::from_utf8_lossy(&output.stderr).trim_end()
+        );
     }
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }

@@ -28,7 +28,8 @@ pub fn get(address: SocketAddr, path: &str) -> Result<Answer> {
 /// The same with header lines such as `Accept: text/plain`.
 pub fn get_with(address: SocketAddr, path: &str, headers: &[&str]) -> Result<Answer> {
     let limit = Duration::from_secs(10);
-    let mut stream = TcpStream::connect_timeout(&address, limit).with_context(|| format!("connecting to {address}"))?;
+    let mut stream = TcpStream::connect_timeout(&address, limit)
+        .with_context(|| format!("connecting to {address}"))?;
     stream.set_read_timeout(Some(limit))?;
     stream.set_write_timeout(Some(limit))?;
     let mut request = format!("GET {path} HTTP/1.0\r\nHost: {address}\r\n");
@@ -39,11 +40,23 @@ pub fn get_with(address: SocketAddr, path: &str, headers: &[&str]) -> Result<Ans
     request.push_str("\r\n");
     stream.write_all(request.as_bytes())?;
     let mut answer = Vec::new();
-    stream.read_to_end(&mut answer).with_context(|| format!("reading http://{address}{path}"))?;
+    stream
+        .read_to_end(&mut answer)
+        .with_context(|| format!("reading http://{address}{path}"))?;
     let answer = String::from_utf8_lossy(&answer);
-    let (head, body) = answer.split_once("\r\n\r\n").context("the answer has no end of headers")?;
-    let status = head.split_whitespace().nth(1).and_then(|code| code.parse().ok()).context("the answer has no status")?;
-    Ok(Answer { status, head: head.to_owned(), body: body.to_owned() })
+    let (head, body) = answer
+        .split_once("\r\n\r\n")
+        .context("the answer has no end of headers")?;
+    let status = head
+        .split_whitespace()
+        .nth(1)
+        .and_then(|code| code.parse().ok())
+        .context("the answer has no status")?;
+    Ok(Answer {
+        status,
+        head: head.to_owned(),
+        body: body.to_owned(),
+    })
 }
 
 /// GETs from inside a namespace.

@@ -7,6 +7,7 @@
 //! - [`netns`], [`topology`]: network namespaces; a hub with nodes, and clients behind each node.
 //! - [`certs`], [`api`], [`cluster`]: a real kube-apiserver with etcd and controllers in the hub.
 //! - [`proxy`]: a real kube-proxy of any version and mode in a node's namespace.
+//! - [`objects`]: a small set of Services that shows each kind of rule.
 //! - [`http`]: the smallest HTTP client, for listeners inside namespaces.
 //!
 //! Nothing here listens or sends outside namespaces of its own, besides loopback, and nothing
@@ -20,6 +21,7 @@ pub mod cluster;
 pub mod command;
 pub mod http;
 pub mod netns;
+pub mod objects;
 pub mod packages;
 pub mod process;
 pub mod proxy;

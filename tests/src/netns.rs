@@ -33,14 +33,24 @@ impl Netns {
     }
 
     /// A command that will run inside. The process id of what is spawned is the program's own.
-    pub fn command<S: AsRef<OsStr>>(&self, program: &str, arguments: impl IntoIterator<Item = S>) -> Command {
+    pub fn command<S: AsRef<OsStr>>(
+        &self,
+        program: &str,
+        arguments: impl IntoIterator<Item = S>,
+    ) -> Command {
         let mut command = Command::new("ip");
-        command.args(["netns", "exec", &self.name, program]).args(arguments);
+        command
+            .args(["netns", "exec", &self.name, program])
+            .args(arguments);
         command
     }
 
     /// Runs a program inside and gives what it wrote to stdout.
-    pub fn run<S: AsRef<OsStr>>(&self, program: &str, arguments: impl IntoIterator<Item = S>) -> Result<String> {
+    pub fn run<S: AsRef<OsStr>>(
+        &self,
+        program: &str,
+        arguments: impl IntoIterator<Item = S>,
+    ) -> Result<String> {
         command::output(&mut self.command(program, arguments))
     }
 
@@ -63,7 +73,8 @@ impl Netns {
             .collect();
         self.enter(move || {
             for (path, value) in &owned {
-                std::fs::write(path, value).with_context(|| format!("writing {value} to {path}"))?;
+                std::fs::write(path, value)
+                    .with_context(|| format!("writing {value} to {path}"))?;
             }
             Ok(())
         })?

@@ -18,37 +18,82 @@ pub struct Package {
 
 /// For namespaces and rules: the demonstration needs no more.
 pub const KERNEL: &[Package] = &[
-    Package { name: "iproute2", program: "ip" },
-    Package { name: "nftables", program: "nft" },
-    Package { name: "iptables", program: "iptables-nft" },
-    Package { name: "util-linux", program: "setpriv" },
+    Package {
+        name: "iproute2",
+        program: "ip",
+    },
+    Package {
+        name: "nftables",
+        program: "nft",
+    },
+    Package {
+        name: "iptables",
+        program: "iptables-nft",
+    },
+    Package {
+        name: "util-linux",
+        program: "setpriv",
+    },
 ];
 
 /// For a cluster of its own, besides those of [`KERNEL`].
 pub const CLUSTER: &[Package] = &[
-    Package { name: "etcd-server", program: "etcd" },
-    Package { name: "openssl", program: "openssl" },
-    Package { name: "conntrack", program: "conntrack" },
-    Package { name: "kmod", program: "modprobe" },
+    Package {
+        name: "etcd-server",
+        program: "etcd",
+    },
+    Package {
+        name: "openssl",
+        program: "openssl",
+    },
+    Package {
+        name: "conntrack",
+        program: "conntrack",
+    },
+    Package {
+        name: "kmod",
+        program: "modprobe",
+    },
     // kube-proxy looks for both at start-up in every mode.
-    Package { name: "ipset", program: "ipset" },
-    Package { name: "ipvsadm", program: "ipvsadm" },
-    Package { name: "prometheus", program: "promtool" },
+    Package {
+        name: "ipset",
+        program: "ipset",
+    },
+    Package {
+        name: "ipvsadm",
+        program: "ipvsadm",
+    },
+    Package {
+        name: "prometheus",
+        program: "promtool",
+    },
 ];
 
 /// Sees to it that `packages` are installed: installs the missing ones when this is root and
 /// apt-get exists, and otherwise gives an error that names them.
 pub fn ensure(packages: &[Package]) -> Result<()> {
-    let missing: Vec<&str> = packages.iter().filter(|package| find(package.program).is_none()).map(|package| package.name).collect();
+    let missing: Vec<&str> = packages
+        .iter()
+        .filter(|package| find(package.program).is_none())
+        .map(|package| package.name)
+        .collect();
     if missing.is_empty() {
         return Ok(());
     }
     if !is_root() || find("apt-get").is_none() {
-        bail!("missing Debian packages: {} (as root: apt-get install {})", missing.join(", "), missing.join(" "));
+        bail!(
+            "missing Debian packages: {} (as root: apt-get install {})",
+            missing.join(", "),
+            missing.join(" ")
+        );
     }
     println!("installing Debian packages: {}", missing.join(" "));
     install(&missing).with_context(|| format!("installing {}", missing.join(" ")))?;
-    let still: Vec<&str> = packages.iter().filter(|package| find(package.program).is_none()).map(|package| package.program).collect();
+    let still: Vec<&str> = packages
+        .iter()
+        .filter(|package| find(package.program).is_none())
+        .map(|package| package.program)
+        .collect();
     if !still.is_empty() {
         bail!("still not there after installing: {}", still.join(", "));
     }
@@ -65,7 +110,11 @@ pub fn is_root() -> bool {
 pub fn find(program: &str) -> Option<std::path::PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path)
-        .chain(["/usr/sbin", "/sbin", "/usr/local/go/bin"].iter().map(|folder| Path::new(folder).to_owned()))
+        .chain(
+            ["/usr/sbin", "/sbin", "/usr/local/go/bin"]
+                .iter()
+                .map(|folder| Path::new(folder).to_owned()),
+        )
         .map(|folder| folder.join(program))
         .find(|candidate| candidate.is_file())
 }

@@ -27,12 +27,23 @@ impl Process {
     /// Starts `command`; both outputs go to the file `log`. The program is killed by the kernel
     /// when this process dies, however it dies.
     pub fn start(name: &str, mut command: Command, log: &Path) -> Result<Process> {
-        let file = File::options().create(true).append(true).open(log).with_context(|| format!("opening {}", log.display()))?;
+        let file = File::options()
+            .create(true)
+            .append(true)
+            .open(log)
+            .with_context(|| format!("opening {}", log.display()))?;
         let words = command::words(&command);
-        command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file);
+        command
+            .stdin(Stdio::null())
+            .stdout(file.try_clone()?)
+            .stderr(file);
         let child = spawn_for_life(command).with_context(|| format!("starting {words}"))?;
         cleanup::add_process(child.id());
-        Ok(Process { name: name.to_owned(), child, log: log.to_owned() })
+        Ok(Process {
+            name: name.to_owned(),
+            child,
+            log: log.to_owned(),
+        })
     }
 
     /// Its process id. `ip netns exec`, `nice` and `setpriv` replace themselves by what they
@@ -61,7 +72,12 @@ impl Process {
 
     /// Polls `look` until it gives something; an error with the log's tail after `limit`, and at
     /// once when the program ends meanwhile.
-    pub fn until<T>(&mut self, what: &str, limit: Duration, mut look: impl FnMut() -> Result<Option<T>>) -> Result<T> {
+    pub fn until<T>(
+        &mut self,
+        what: &str,
+        limit: Duration,
+        mut look: impl FnMut() -> Result<Option<T>>,
+    ) -> Result<T> {
         let mut end = None;
         let child = &mut self.child;
         let found = wait::until(what, limit, || {
@@ -73,9 +89,12 @@ impl Process {
         });
         match found {
             Ok(Some(found)) => Ok(found),
-            Ok(None) => {
-                Err(anyhow!("{} ended ({}) before {what}:\n{}", self.name, end.map(|status| status.to_string()).unwrap_or_default(), self.log_tail()))
-            }
+            Ok(None) => Err(anyhow!(
+                "{} ended ({}) before {what}:\n{}",
+                self.name,
+                end.map(|status| status.to_string()).unwrap_or_default(),
+                self.log_tail()
+            )),
             Err(error) => Err(error.context(format!("{}:\n{}", self.name, self.log_tail()))),
         }
     }
@@ -122,7 +141,11 @@ pub(crate) fn kill_now(id: u32) {
 fn send(id: u32, signal: i32) -> std::io::Result<()> {
     let id = libc::pid_t::try_from(id).map_err(std::io::Error::other)?;
     // SAFETY: kill(2) takes two integers and touches no memory of ours; id is a positive process id.
-    if unsafe { libc::kill(id, signal) } == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()) }
+    if unsafe { libc::kill(id, signal) } == 0 {
+        Ok(())
+    } else {
+        Err(std::io::Error::last_os_error())
+    }
 }
 
 type Order = (Command, mpsc::Sender<std::io::Result<Child>>);
@@ -145,7 +168,11 @@ fn spawn_for_life(mut command: Command) -> std::io::Result<Child> {
     // SAFETY: prctl(PR_SET_PDEATHSIG) is async-signal-safe and touches no memory; nothing else runs in the hook.
     unsafe {
         command.pre_exec(|| {
-            if libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()) }
+            if libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) == 0 {
+                Ok(())
+            } else {
+                Err(std::io::Error::last_os_error())
+            }
         });
     }
     let (sender, receiver) = mpsc::channel();

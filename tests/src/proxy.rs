@@ -70,7 +70,12 @@ pub struct Spec {
 impl Spec {
     /// The usual kube-proxy of a version and mode.
     pub fn new(version: Version, mode: Mode) -> Spec {
-        Spec { version, mode, flags: Vec::new(), path_first: None }
+        Spec {
+            version,
+            mode,
+            flags: Vec::new(),
+            path_first: None,
+        }
     }
 
     /// `nftables-1.37`: a name for its node.
@@ -80,9 +85,11 @@ impl Spec {
 }
 
 /// The listener for `/metrics`, `/configz` and `/proxyMode`, in the node's namespace.
-pub const METRICS: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 10249);
+pub const METRICS: SocketAddr =
+    SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 10249);
 /// The listener for `/healthz`, in the node's namespace.
-pub const HEALTHZ: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 10256);
+pub const HEALTHZ: SocketAddr =
+    SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 10256);
 
 /// A running kube-proxy. Killed when dropped; its rules stay, as real ones do.
 #[derive(Debug)]
@@ -123,12 +130,27 @@ impl Proxy {
         let mut folders: Vec<PathBuf> = Vec::new();
         folders.extend(spec.path_first.clone());
         folders.extend(links.as_ref().map(|links| links.path().to_owned()));
-        folders.extend(std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default()));
+        folders.extend(std::env::split_paths(
+            &std::env::var_os("PATH").unwrap_or_default(),
+        ));
         folders.push("/usr/sbin".into());
-        let path = std::env::join_paths(folders)?.to_string_lossy().into_owned();
-        let log = cluster.folder().join(format!("kube-proxy-{}.log", node.name()));
+        let path = std::env::join_paths(folders)?
+            .to_string_lossy()
+            .into_owned();
+        let log = cluster
+            .folder()
+            .join(format!("kube-proxy-{}.log", node.name()));
         let process = launch(node.netns().name(), &program, &arguments, &path, &log)?;
-        Ok(Proxy { process, spec, program, arguments, path, netns: node.netns().name().to_owned(), log, _links: links })
+        Ok(Proxy {
+            process,
+            spec,
+            program,
+            arguments,
+            path,
+            netns: node.netns().name().to_owned(),
+            log,
+            _links: links,
+        })
     }
 
     /// What is running.
@@ -146,13 +168,14 @@ impl Proxy {
     /// themselves where that matters.
     pub fn wait_synced(&mut self, node: &Node, limit: Duration) -> Result<()> {
         let mode = self.spec.mode.proxy_mode();
-        self.process.until("kube-proxy has programmed its node", limit, || {
-            let answer = http::get_in(node.netns(), METRICS, "/metrics")?;
-            if answer.status != 200 {
-                bail!("/metrics answers {}", answer.status);
-            }
-            Ok(synced(&answer.body).then_some(()))
-        })?;
+        self.process
+            .until("kube-proxy has programmed its node", limit, || {
+                let answer = http::get_in(node.netns(), METRICS, "/metrics")?;
+                if answer.status != 200 {
+                    bail!("/metrics answers {}", answer.status);
+                }
+                Ok(synced(&answer.body).then_some(()))
+            })?;
         let in_use = http::get_in(node.netns(), METRICS, "/proxyMode")?.body;
         if in_use != mode {
             bail!("kube-proxy runs in mode {in_use} instead of {mode}");
@@ -162,15 +185,21 @@ impl Proxy {
 
     /// Waits until the ruleset's text (see [`ruleset`]) holds every one of `words`: Service
     /// addresses, names or ports that were posted last.
-    pub fn wait_programmed(&mut self, node: &Node, words: &[String], limit: Duration) -> Result<()> {
+    pub fn wait_programmed(
+        &mut self,
+        node: &Node,
+        words: &[String],
+        limit: Duration,
+    ) -> Result<()> {
         let mode = self.spec.mode;
-        self.process.until("its rules hold what was posted", limit, || {
-            let text = ruleset(node.netns(), mode)?;
-            match words.iter().find(|word| !text.contains(word.as_str())) {
-                None => Ok(Some(())),
-                Some(word) => bail!("{word} is not in the rules"),
-            }
-        })
+        self.process
+            .until("its rules hold what was posted", limit, || {
+                let text = ruleset(node.netns(), mode)?;
+                match words.iter().find(|word| !text.contains(word.as_str())) {
+                    None => Ok(Some(())),
+                    Some(word) => bail!("{word} is not in the rules"),
+                }
+            })
     }
 
     /// SIGTERM; its rules stay.
@@ -196,7 +225,13 @@ impl Proxy {
     /// Starts it again, as it was, after it was stopped or killed (or instead of the one running).
     pub fn restart(&mut self) -> Result<()> {
         self.process.stop()?;
-        self.process = launch(&self.netns, &self.program, &self.arguments, &self.path, &self.log)?;
+        self.process = launch(
+            &self.netns,
+            &self.program,
+            &self.arguments,
+            &self.path,
+            &self.log,
+        )?;
         Ok(())
     }
 }
@@ -229,16 +264,34 @@ fn synced(metrics: &str) -> bool {
     };
     let last = series("kubeproxy_sync_proxy_rules_last_timestamp_seconds");
     let queued = series("kubeproxy_sync_proxy_rules_last_queued_timestamp_seconds");
-    let families = if last.iter().any(|(labels, _)| labels.contains("ip_family")) { 2 } else { 1 };
+    let families = if last.iter().any(|(labels, _)| labels.contains("ip_family")) {
+        2
+    } else {
+        1
+    };
     last.len() >= families
         && last.iter().all(|(labels, done)| {
-            *done > 0.0 && queued.iter().filter(|(of, _)| of == labels).all(|(_, at)| at <= done)
+            *done > 0.0
+                && queued
+                    .iter()
+                    .filter(|(of, _)| of == labels)
+                    .all(|(_, at)| at <= done)
         })
 }
 
-fn launch(netns: &str, program: &Path, arguments: &[String], path: &str, log: &Path) -> Result<Process> {
+fn launch(
+    netns: &str,
+    program: &Path,
+    arguments: &[String],
+    path: &str,
+    log: &Path,
+) -> Result<Process> {
     let mut command = Command::new("ip");
-    command.args(["netns", "exec", netns]).arg(program).args(arguments).env("PATH", path);
+    command
+        .args(["netns", "exec", netns])
+        .arg(program)
+        .args(arguments)
+        .env("PATH", path);
     Process::start("kube-proxy", command, log)
 }
 
@@ -248,7 +301,8 @@ fn iptables_links(backend: &str) -> Result<Folder> {
     for family in ["iptables", "ip6tables"] {
         for end in ["", "-save", "-restore"] {
             let target = format!("{family}-{backend}{end}");
-            let target = packages::find(&target).with_context(|| format!("{target} is not installed (package iptables)"))?;
+            let target = packages::find(&target)
+                .with_context(|| format!("{target} is not installed (package iptables)"))?;
             std::os::unix::fs::symlink(target, links.join(format!("{family}{end}")))?;
         }
     }
@@ -258,7 +312,9 @@ fn iptables_links(backend: &str) -> Result<Folder> {
 /// Waits until nothing in `proxies` has work left. For many side by side.
 pub fn wait_all_synced(proxies: &mut [(&Node, &mut Proxy)], limit: Duration) -> Result<()> {
     for (node, proxy) in proxies.iter_mut() {
-        proxy.wait_synced(node, limit).with_context(|| format!("on {}", node.name()))?;
+        proxy
+            .wait_synced(node, limit)
+            .with_context(|| format!("on {}", node.name()))?;
     }
     Ok(())
 }
@@ -284,8 +340,12 @@ mod tests {
                  kubeproxy_sync_proxy_rules_last_timestamp_seconds{{ip_family=\"IPv4\"}} 1.8e+09\n{last6}"
             )
         };
-        assert!(synced(&metrics("kubeproxy_sync_proxy_rules_last_timestamp_seconds{ip_family=\"IPv6\"} 1.8e+09\n")));
-        assert!(!synced(&metrics("kubeproxy_sync_proxy_rules_last_timestamp_seconds{ip_family=\"IPv6\"} 1.6e+09\n")));
+        assert!(synced(&metrics(
+            "kubeproxy_sync_proxy_rules_last_timestamp_seconds{ip_family=\"IPv6\"} 1.8e+09\n"
+        )));
+        assert!(!synced(&metrics(
+            "kubeproxy_sync_proxy_rules_last_timestamp_seconds{ip_family=\"IPv6\"} 1.6e+09\n"
+        )));
         assert!(!synced(&metrics("")));
         assert!(!synced(""));
     }

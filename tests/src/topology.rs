@@ -63,7 +63,11 @@ impl Hub {
         in_netns(&netns, "addr add fd77::1/64 dev br0 nodad")?;
         in_netns(&netns, "route add local 10.244.0.0/16 dev lo table main")?;
         in_netns(&netns, "-6 route add local fd00:244::/64 dev lo table main")?;
-        Ok(Hub { netns, number, nodes: AtomicU8::new(0) })
+        Ok(Hub {
+            netns,
+            number,
+            nodes: AtomicU8::new(0),
+        })
     }
 
     /// The hub's namespace.
@@ -74,11 +78,16 @@ impl Hub {
     /// Makes a node's namespace with both of its clients. `name` is what the Node object will be
     /// called.
     pub fn add_node(&self, name: &str) -> Result<Node> {
-        let index = self.nodes.fetch_add(1, Ordering::Relaxed);
+        self.add_node_at(name, self.nodes.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// The same at a given place, which decides its addresses: node 0 has 10.77.0.11. For recordings, whose rules
+    /// hold the addresses of the node they come from. Not to be mixed with [`Hub::add_node`].
+    pub fn add_node_at(&self, name: &str, index: u8) -> Result<Node> {
         if index >= NODES_MAX {
             bail!("a hub has room for {NODES_MAX} nodes");
         }
-        let label = format!("{name}{}", self.number);
+        let label = format!("{name}-{}", self.number);
         let netns = Netns::create(&label)?;
         netns.sysctl(&[
             "net/ipv4/ip_forward=1",
@@ -89,7 +98,13 @@ impl Hub {
         let v4 = Ipv4Addr::new(10, 77, 0, 11 + index);
         let v6 = Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, 11 + u16::from(index));
         let port = format!("n{index}");
-        in_netns(&self.netns, &format!("link add {port} type veth peer name eth0 netns {}", netns.name()))?;
+        in_netns(
+            &self.netns,
+            &format!(
+                "link add {port} type veth peer name eth0 netns {}",
+                netns.name()
+            ),
+        )?;
         in_netns(&self.netns, &format!("link set {port} master br0 up"))?;
         in_netns(&netns, "link set eth0 up")?;
         in_netns(&netns, &format!("addr add {v4}/24 dev eth0"))?;
@@ -98,7 +113,14 @@ impl Hub {
         in_netns(&netns, &format!("-6 route add default via {HUB_V6}"))?;
 
         let range = index + 1;
-        let mut node = Node { name: name.to_owned(), index, netns, v4, v6, clients: Vec::new() };
+        let mut node = Node {
+            name: name.to_owned(),
+            index,
+            netns,
+            v4,
+            v6,
+            clients: Vec::new(),
+        };
         let pod = self.add_client(
             &node,
             "pod",
@@ -119,9 +141,22 @@ impl Hub {
     }
 
     /// A client behind a node: point to point, so that the node needs no further address.
-    fn add_client(&self, node: &Node, kind: &str, label: &str, v4: Ipv4Addr, v6: Ipv6Addr) -> Result<Client> {
+    fn add_client(
+        &self,
+        node: &Node,
+        kind: &str,
+        label: &str,
+        v4: Ipv4Addr,
+        v6: Ipv6Addr,
+    ) -> Result<Client> {
         let netns = Netns::create(&format!("{kind}-{label}"))?;
-        in_netns(&node.netns, &format!("link add {kind} type veth peer name eth0 netns {}", netns.name()))?;
+        in_netns(
+            &node.netns,
+            &format!(
+                "link add {kind} type veth peer name eth0 netns {}",
+                netns.name()
+            ),
+        )?;
         in_netns(&node.netns, &format!("link set {kind} up"))?;
         in_netns(&netns, "link set eth0 up")?;
         in_netns(&netns, &format!("addr add {v4}/32 dev eth0"))?;
@@ -130,12 +165,18 @@ impl Hub {
         // IPv6 gets a link-local gateway.
         in_netns(&netns, &format!("route add {} dev eth0", node.v4))?;
         in_netns(&netns, &format!("route add default via {}", node.v4))?;
-        in_netns(&node.netns, &format!("addr add fe80::1/64 dev {kind} nodad"))?;
+        in_netns(
+            &node.netns,
+            &format!("addr add fe80::1/64 dev {kind} nodad"),
+        )?;
         in_netns(&netns, "-6 route add default via fe80::1 dev eth0")?;
         in_netns(&node.netns, &format!("route add {v4}/32 dev {kind}"))?;
         in_netns(&node.netns, &format!("-6 route add {v6}/128 dev {kind}"))?;
         in_netns(&self.netns, &format!("route add {v4}/32 via {}", node.v4))?;
-        in_netns(&self.netns, &format!("-6 route add {v6}/128 via {}", node.v6))?;
+        in_netns(
+            &self.netns,
+            &format!("-6 route add {v6}/128 via {}", node.v6),
+        )?;
         Ok(Client { netns, v4, v6 })
     }
 }
@@ -156,6 +197,11 @@ impl Node {
     /// The name of its Node object.
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// Its place, from 0: what [`Hub::add_node_at`] takes.
+    pub fn index(&self) -> u8 {
+        self.index
     }
 
     /// Its namespace: what a `hostNetwork` Pod on it would see.
@@ -186,7 +232,10 @@ impl Node {
     /// The node's Pod ranges (`spec.podCIDRs`).
     pub fn pod_ranges(&self) -> [String; 2] {
         let range = self.index + 1;
-        [format!("10.244.{range}.0/24"), format!("fd00:244::{range:x}:0/112")]
+        [
+            format!("10.244.{range}.0/24"),
+            format!("fd00:244::{range:x}:0/112"),
+        ]
     }
 
     /// A client with an address of the node's Pod range.
@@ -226,6 +275,8 @@ impl Client {
 }
 
 fn in_netns(netns: &Netns, arguments: &str) -> Result<()> {
-    netns.run("ip", arguments.split(' ')).with_context(|| format!("in namespace {}", netns.name()))?;
+    netns
+        .run("ip", arguments.split(' '))
+        .with_context(|| format!("in namespace {}", netns.name()))?;
     Ok(())
 }

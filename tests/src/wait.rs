@@ -6,7 +6,11 @@ use anyhow::{Result, bail};
 
 /// Calls `look` every 50 ms until it gives something. An error after `limit` that says what was
 /// waited for and, when `look` failed last, why.
-pub fn until<T>(what: &str, limit: Duration, mut look: impl FnMut() -> Result<Option<T>>) -> Result<T> {
+pub fn until<T>(
+    what: &str,
+    limit: Duration,
+    mut look: impl FnMut() -> Result<Option<T>>,
+) -> Result<T> {
     let start = Instant::now();
     loop {
         let reason = match look() {
