@@ -8,6 +8,7 @@
 //! - [`certs`], [`api`], [`cluster`]: a real kube-apiserver with etcd and controllers in the hub.
 //! - [`proxy`]: a real kube-proxy of any version and mode in a node's namespace.
 //! - [`objects`]: a small set of Services that shows each kind of rule.
+//! - [`recording`]: what real kube-proxies wrote, saved and loaded again.
 //! - [`http`]: the smallest HTTP client, for listeners inside namespaces.
 //!
 //! Nothing here listens or sends outside namespaces of its own, besides loopback, and nothing
@@ -25,5 +26,6 @@ pub mod objects;
 pub mod packages;
 pub mod process;
 pub mod proxy;
+pub mod recording;
 pub mod topology;
 pub mod wait;

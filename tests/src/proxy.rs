@@ -163,9 +163,8 @@ impl Proxy {
         &self.process
     }
 
-    /// Waits until both address families completed a sync and nothing it knows of is still to be
-    /// applied. Objects that its watch has not brought yet are not counted: wait for the rules
-    /// themselves where that matters.
+    /// Waits until both address families completed a first sync, and checks the mode in use. Objects
+    /// posted since may still be on their way: see [`Proxy::wait_programmed`].
     pub fn wait_synced(&mut self, node: &Node, limit: Duration) -> Result<()> {
         let mode = self.spec.mode.proxy_mode();
         self.process
@@ -248,34 +247,24 @@ pub fn ruleset(netns: &Netns, mode: Mode) -> Result<String> {
     })
 }
 
-/// Whether, by kube-proxy's metrics, every family has completed a sync since the last change was
-/// queued. From 1.33 on each family has its own series (kube-proxy.md 6.4).
+/// Whether, by kube-proxy's metrics, each family has completed a sync. From 1.33 on each has its
+/// own series (kube-proxy.md 6.4). What is queued is no use here: in iptables mode the timestamp
+/// of the very first request stays newer than its sync until the next periodic one.
 fn synced(metrics: &str) -> bool {
-    let series = |name: &str| -> Vec<(String, f64)> {
-        metrics
-            .lines()
-            .filter_map(|line| line.strip_prefix(name))
-            .filter(|rest| rest.starts_with(['{', ' ']))
-            .filter_map(|rest| {
-                let (labels, value) = rest.rsplit_once(' ')?;
-                Some((labels.to_owned(), value.parse().ok()?))
-            })
-            .collect()
-    };
-    let last = series("kubeproxy_sync_proxy_rules_last_timestamp_seconds");
-    let queued = series("kubeproxy_sync_proxy_rules_last_queued_timestamp_seconds");
-    let families = if last.iter().any(|(labels, _)| labels.contains("ip_family")) {
+    let done: Vec<&str> = metrics
+        .lines()
+        .filter_map(|line| line.strip_prefix("kubeproxy_sync_proxy_rules_last_timestamp_seconds"))
+        .collect();
+    let families = if done.iter().any(|line| line.contains("ip_family")) {
         2
     } else {
         1
     };
-    last.len() >= families
-        && last.iter().all(|(labels, done)| {
-            *done > 0.0
-                && queued
-                    .iter()
-                    .filter(|(of, _)| of == labels)
-                    .all(|(_, at)| at <= done)
+    done.len() >= families
+        && done.iter().all(|line| {
+            line.rsplit_once(' ')
+                .and_then(|(_, value)| value.parse::<f64>().ok())
+                .is_some_and(|at| at > 0.0)
         })
 }
 
@@ -332,21 +321,16 @@ mod tests {
     use super::synced;
 
     #[test]
-    fn both_families_must_have_applied_what_was_queued() {
-        let metrics = |last6: &str| {
-            format!(
-                "kubeproxy_sync_proxy_rules_last_queued_timestamp_seconds{{ip_family=\"IPv4\"}} 1.7e+09\n\
-                 kubeproxy_sync_proxy_rules_last_queued_timestamp_seconds{{ip_family=\"IPv6\"}} 1.7e+09\n\
-                 kubeproxy_sync_proxy_rules_last_timestamp_seconds{{ip_family=\"IPv4\"}} 1.8e+09\n{last6}"
-            )
-        };
-        assert!(synced(&metrics(
-            "kubeproxy_sync_proxy_rules_last_timestamp_seconds{ip_family=\"IPv6\"} 1.8e+09\n"
-        )));
-        assert!(!synced(&metrics(
-            "kubeproxy_sync_proxy_rules_last_timestamp_seconds{ip_family=\"IPv6\"} 1.6e+09\n"
-        )));
-        assert!(!synced(&metrics("")));
+    fn both_families_must_have_synced() {
+        let name = "kubeproxy_sync_proxy_rules_last_timestamp_seconds";
+        let line = |family: &str, at: &str| format!("{name}{{ip_family=\"{family}\"}} {at}\n");
+        assert!(synced(
+            &(line("IPv4", "1.8e+09") + &line("IPv6", "1.8e+09"))
+        ));
+        assert!(!synced(&(line("IPv4", "1.8e+09") + &line("IPv6", "0"))));
+        assert!(!synced(&line("IPv4", "1.8e+09")));
         assert!(!synced(""));
+        // To 1.32: one series for both.
+        assert!(synced(&format!("{name} 1.8e+09\n")));
     }
 }

@@ -25,6 +25,8 @@ enum Command {
         #[arg(long)]
         r#for: Option<u64>,
     },
+    /// Run real kube-proxies and save what they wrote to tests/recordings
+    Record,
 }
 
 fn main() -> Result<()> {
@@ -33,6 +35,7 @@ fn main() -> Result<()> {
     cleanup::of_the_dead()?;
     match arguments.command {
         Some(Command::Up { r#for }) => up(r#for),
+        Some(Command::Record) => tests::recording::record(),
         None => Ok(()),
     }
 }
