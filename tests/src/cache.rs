@@ -89,7 +89,7 @@ pub fn obstacle() -> Option<String> {
 }
 
 /// What `tests/kubernetes/<minor>/tools.go` names.
-fn programs(version: Version) -> &'static [&'static str] {
+pub fn programs(version: Version) -> &'static [&'static str] {
     match version {
         Version::V1_34 => &["kube-proxy", "kube-apiserver", "kube-controller-manager"],
         Version::V1_36 | Version::V1_37 => &["kube-proxy"],

@@ -9,23 +9,31 @@
 //! - [`proxy`]: a real kube-proxy of any version and mode in a node's namespace.
 //! - [`objects`]: a small set of Services that shows each kind of rule.
 //! - [`recording`]: what real kube-proxies wrote, saved and loaded again.
+//! - [`agents`]: the product itself: agents on nodes, an aggregator in the hub.
+//! - [`laboratory`]: all of it at once, for the checks of the cluster tier.
+//! - [`demo`], [`tiers`], [`checks`]: what `cargo lab` and `cargo lab test` do.
 //! - [`http`]: the smallest HTTP client, for listeners inside namespaces.
 //!
 //! Nothing here listens or sends outside namespaces of its own, besides loopback, and nothing
 //! outlives the laboratory: see [`cleanup`].
 
+pub mod agents;
 pub mod api;
 pub mod cache;
 pub mod certs;
+pub mod checks;
 pub mod cleanup;
 pub mod cluster;
 pub mod command;
+pub mod demo;
 pub mod http;
+pub mod laboratory;
 pub mod netns;
 pub mod objects;
 pub mod packages;
 pub mod process;
 pub mod proxy;
 pub mod recording;
+pub mod tiers;
 pub mod topology;
 pub mod wait;

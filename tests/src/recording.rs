@@ -104,7 +104,10 @@ impl Recording {
                     ("ip6tables-nft-restore", read("ip6tables.rules")?),
                 ];
                 for counter in counters(both.iter().map(|(_, text)| text.as_str())) {
-                    netns.run("nfacct", ["add", &counter])?;
+                    // A namespace that is loaded a second time has it already.
+                    if netns.run("nfacct", ["get", &counter]).is_err() {
+                        netns.run("nfacct", ["add", &counter])?;
+                    }
                 }
                 for (restore, text) in &both {
                     netns.run_with_input(restore, [""; 0], text)?;

@@ -1,46 +1,107 @@
 //! `cargo lab`: the laboratory.
 
+use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 use tests::cache::Version;
-use tests::cluster::Cluster;
+use tests::cluster::{Cluster, User};
+use tests::demo::{self, End};
 use tests::proxy::{Mode, Proxy, Spec};
+use tests::tiers::{self, Tier, Wanted};
 use tests::topology::Hub;
-use tests::{cleanup, objects, packages};
+use tests::{cleanup, objects, packages, recording};
 
-/// The laboratory of vipwitness.
+/// The laboratory of vipwitness. Without a command it shows the product: three nodes with rules that real
+/// kube-proxies wrote, an agent on each, an aggregator, and drift that comes and goes.
 #[derive(Parser)]
 struct Arguments {
+    /// End after this many seconds instead of with Ctrl-C
+    #[arg(long, value_name = "SECONDS")]
+    r#for: Option<u64>,
+    /// Plant, find and heal every drift once, then end; an error if one was not found
+    #[arg(long, conflicts_with = "for")]
+    once: bool,
     #[command(subcommand)]
     command: Option<Command>,
 }
 
 #[derive(Subcommand)]
 enum Command {
-    /// A cluster with a kube-proxy of every version and mode, each on a node of its own, until Ctrl-C
-    Up {
-        /// End after this many seconds
+    /// Run the tests, tier by tier
+    Test {
+        /// Only this tier (repeatable)
+        #[arg(long, value_enum)]
+        tier: Vec<Tier>,
+        /// Only the check of this name
+        #[arg(long, value_name = "NAME")]
+        only: Option<String>,
+        /// A tier that cannot run is a failure
         #[arg(long)]
-        r#for: Option<u64>,
+        require_all: bool,
     },
+    /// A cluster with a kube-proxy of every version and mode, each on a node of its own, until Ctrl-C
+    Up,
     /// Run real kube-proxies and save what they wrote to tests/recordings
     Record,
+    /// Build every Kubernetes program that the laboratory can run, if it is not there yet
+    Build,
 }
 
-fn main() -> Result<()> {
-    let arguments = Arguments::parse();
-    cleanup::on_signals()?;
-    cleanup::of_the_dead()?;
-    match arguments.command {
-        Some(Command::Up { r#for }) => up(r#for),
-        Some(Command::Record) => tests::recording::record(),
-        None => Ok(()),
+fn main() -> ExitCode {
+    match run(Arguments::parse()) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("lab: {error:#}");
+            ExitCode::FAILURE
+        }
     }
 }
 
-fn up(seconds: Option<u64>) -> Result<()> {
+fn run(arguments: Arguments) -> Result<bool> {
+    cleanup::on_signals()?;
+    if packages::is_root() && packages::find("ip").is_some() {
+        cleanup::of_the_dead()?;
+    }
+    let end = match (arguments.once, arguments.r#for) {
+        (true, _) => End::Once,
+        (false, Some(seconds)) => End::After(Duration::from_secs(seconds)),
+        (false, None) => End::Interrupt,
+    };
+    match arguments.command {
+        None => {
+            if !packages::is_root() {
+                anyhow::bail!("network namespaces need root: run it as root");
+            }
+            demo::run(end)?;
+        }
+        Some(Command::Test {
+            tier,
+            only,
+            require_all,
+        }) => {
+            return tiers::run(&Wanted {
+                tiers: tier,
+                only,
+                require_all,
+            });
+        }
+        Some(Command::Up) => up(end)?,
+        Some(Command::Record) => recording::record()?,
+        Some(Command::Build) => {
+            for version in Version::ALL {
+                for program in tests::cache::programs(version) {
+                    println!("{}", tests::cache::kubernetes(program, version)?.display());
+                }
+            }
+        }
+    }
+    Ok(true)
+}
+
+fn up(end: End) -> Result<()> {
     packages::ensure(packages::KERNEL)?;
     packages::ensure(packages::CLUSTER)?;
     let start = Instant::now();
@@ -54,7 +115,7 @@ fn up(seconds: Option<u64>) -> Result<()> {
     );
     println!(
         "         KUBECONFIG={}",
-        cluster.kubeconfig(tests::cluster::User::Admin)?.display()
+        cluster.kubeconfig(User::Admin)?.display()
     );
     let mut nodes = Vec::new();
     for version in Version::ALL {
@@ -63,11 +124,11 @@ fn up(seconds: Option<u64>) -> Result<()> {
             let node = hub.add_node(&spec.name())?;
             cluster.create_node(&node, &[])?;
             let proxy = Proxy::start(&cluster, &node, spec)?;
-            nodes.push((node, proxy));
+            nodes.push((proxy, node));
         }
     }
     let limit = Duration::from_secs(120);
-    for (node, proxy) in &mut nodes {
+    for (proxy, node) in &mut nodes {
         proxy.wait_synced(node, limit)?;
         println!(
             "{:>5.1} s  {} runs in namespace {}",
@@ -77,21 +138,24 @@ fn up(seconds: Option<u64>) -> Result<()> {
         );
     }
     cluster.create_namespace(objects::NAMESPACE)?;
-    let all: Vec<_> = nodes.iter().map(|(node, _)| node).collect();
+    let all: Vec<_> = nodes.iter().map(|(_, node)| node).collect();
     cluster.api.create_all(&objects::small(&all))?;
-    for (path, patch) in objects::small_statuses() {
-        cluster.api.patch(&path, &patch)?;
-    }
-    println!("{:>5.1} s  Services posted", start.elapsed().as_secs_f32());
-    for (node, proxy) in &mut nodes {
+    tests::laboratory::patch_all(&cluster.api, objects::small_statuses())?;
+    for (proxy, node) in &mut nodes {
         proxy.wait_programmed(node, &objects::small_words(), limit)?;
         println!(
-            "{:>5.1} s  {} has programmed all",
+            "{:>5.1} s  {} has programmed every Service",
             start.elapsed().as_secs_f32(),
             node.name()
         );
     }
     println!("press Ctrl-C to end");
-    std::thread::sleep(Duration::from_secs(seconds.unwrap_or(u64::MAX)));
+    match end {
+        End::Once => (),
+        End::After(time) => std::thread::sleep(time),
+        End::Interrupt => loop {
+            std::thread::park();
+        },
+    }
     Ok(())
 }

@@ -1,0 +1,160 @@
+//! What the kernel and cluster tiers prove besides the tests that `cargo test` runs: each check is
+//! a function that returns what it measured, or an error that says what does not hold.
+
+use std::time::Duration;
+
+use anyhow::{Result, bail};
+
+use crate::agents::{Asked, Programs};
+use crate::cache::Version;
+use crate::demo;
+use crate::laboratory::{Laboratory, patch_all};
+use crate::netns::Netns;
+use crate::objects;
+use crate::proxy::Mode;
+use crate::recording::Recording;
+use crate::topology::Hub;
+
+/// One check.
+#[derive(Debug, Clone, Copy)]
+pub struct Check {
+    /// Its name: what `cargo lab test --only` takes.
+    pub name: &'static str,
+    /// What it does.
+    pub run: Run,
+}
+
+/// What a check needs, and with that its tier.
+#[derive(Debug, Clone, Copy)]
+pub enum Run {
+    /// Namespaces only.
+    Kernel(fn() -> Result<String>),
+    /// The shared laboratory; each leaves it as it found it.
+    Cluster(fn(&mut Laboratory) -> Result<String>),
+}
+
+/// Every check, in the order in which they run.
+pub const ALL: &[Check] = &[
+    Check {
+        name: "recordings_agree",
+        run: Run::Kernel(recordings_agree),
+    },
+    Check {
+        name: "demonstration",
+        run: Run::Kernel(demonstration),
+    },
+    Check {
+        name: "real_proxies_agree",
+        run: Run::Cluster(real_proxies_agree),
+    },
+    Check {
+        name: "deploy_is_accepted",
+        run: Run::Cluster(deploy_is_accepted),
+    },
+];
+
+/// `check --manifests` finds nothing wrong with what real kube-proxies wrote, in any recording.
+fn recordings_agree() -> Result<String> {
+    let programs = Programs::build()?;
+    let hub = Hub::create()?;
+    let mut pairs = 0;
+    for version in Version::ALL {
+        for mode in Mode::ALL {
+            let recording = Recording::of(version, mode);
+            let place = recording.place()?;
+            let node = hub.add_node_at(&place.name, place.index)?;
+            recording.load(node.netns())?;
+            let asked = check_recording(&programs, &recording, node.netns(), &place.name)?;
+            pairs += agrees(&place.name, &asked)?;
+        }
+    }
+    Ok(format!(
+        "{pairs} pairs of frontend and source judged over six recordings, no finding"
+    ))
+}
+
+fn check_recording(
+    programs: &Programs,
+    recording: &Recording,
+    netns: &Netns,
+    name: &str,
+) -> Result<Asked> {
+    let manifests = recording.manifests();
+    let configuration = recording.configuration();
+    programs.ask(
+        netns,
+        &[
+            "check",
+            "--node",
+            name,
+            "--manifests",
+            &manifests.to_string_lossy(),
+            "--kube-proxy-config",
+            &configuration.to_string_lossy(),
+            "--proxy-version",
+            recording.version.minor(),
+        ],
+    )
+}
+
+/// An error unless `check` found nothing and judged something; how many pairs it judged.
+fn agrees(node: &str, asked: &Asked) -> Result<u64> {
+    let pairs = asked.json["judged"]["pairs"].as_u64().unwrap_or_default();
+    if asked.code != 0 {
+        bail!(
+            "{node}: check gives {}: {}\n{:#}\n{}",
+            asked.code,
+            asked.json["verdict"],
+            asked.json["findings"],
+            asked.stderr
+        );
+    }
+    if pairs == 0 {
+        bail!("{node}: check judged nothing:\n{:#}", asked.json["judged"]);
+    }
+    Ok(pairs)
+}
+
+/// Everything that `cargo lab` shows happens, once.
+fn demonstration() -> Result<String> {
+    demo::run(demo::End::Once)?;
+    Ok("each drift was found and cleared".to_owned())
+}
+
+/// The small set of Services, programmed by six real kube-proxies, settles to no finding.
+fn real_proxies_agree(laboratory: &mut Laboratory) -> Result<String> {
+    laboratory.cluster.create_namespace(objects::NAMESPACE)?;
+    laboratory
+        .cluster
+        .api
+        .create_all(&objects::small(&laboratory.nodes()))?;
+    patch_all(&laboratory.cluster.api, objects::small_statuses())?;
+    laboratory.wait_programmed(&objects::small_words(), Duration::from_secs(60))?;
+    let mut pairs = 0;
+    for station in &laboratory.stations {
+        pairs += agrees(station.node.name(), &laboratory.check(station)?)?;
+    }
+    laboratory.empty_namespace(objects::NAMESPACE)?;
+    Ok(format!("{pairs} pairs judged on six nodes, no finding"))
+}
+
+/// The API server takes the manifests of deploy/, and the agents that run with them report.
+fn deploy_is_accepted(laboratory: &mut Laboratory) -> Result<String> {
+    laboratory.start_agents()?;
+    let names: Vec<String> = laboratory
+        .nodes()
+        .iter()
+        .map(|node| node.name().to_owned())
+        .collect();
+    crate::wait::until("a report from every node", Duration::from_secs(60), || {
+        let nodes = laboratory.aggregated("/nodes")?.to_string();
+        Ok(names
+            .iter()
+            .all(|name| nodes.contains(name.as_str()))
+            .then_some(()))
+    })?;
+    Ok(format!(
+        "{} agents report with their own tokens",
+        names.len()
+    ))
+}
