@@ -9,6 +9,17 @@ use crate::time::Millis;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
+mod json;
+mod text;
+
+pub(crate) use json::clock;
+pub use json::{
+    AnswerJson, BackendJson, CheckJson, FindingJson, JudgedJson, RowJson, Side, TableJson,
+    check_json, rfc3339, table_json,
+};
+pub(crate) use text::thousands;
+pub use text::{check_text, table_text};
+
 /// Why a pair was not judged (closed list).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -39,6 +50,31 @@ pub enum NotJudged {
     NodeState,
 }
 
+impl NotJudged {
+    /// The reason's word on the wire, in JSON and in metrics.
+    pub fn word(self) -> &'static str {
+        match self {
+            NotJudged::Unreadable => "unreadable",
+            NotJudged::UnknownExpression => "unknown_expression",
+            NotJudged::TooManyForks => "too_many_forks",
+            NotJudged::ApiView => "api_view",
+            NotJudged::NoDatapath => "no_datapath",
+            NotJudged::DatapathNotCovered => "datapath_not_covered",
+            NotJudged::ServiceCidrUnknown => "service_cidr_unknown",
+            NotJudged::SourceImpossible => "source_impossible",
+            NotJudged::UserSpaceProxy => "user_space_proxy",
+            NotJudged::ProxyNotExpected => "proxy_not_expected",
+            NotJudged::ConfigurationUnknown => "configuration_unknown",
+            NotJudged::NodeState => "node_state",
+        }
+    }
+
+    /// Is the pair unknown (against: not comparable)?
+    pub fn is_unknown(self) -> bool {
+        self <= NotJudged::NoDatapath
+    }
+}
+
 /// How much was judged, in pairs of frontend and source class.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Judged {
@@ -56,6 +92,40 @@ pub struct Judged {
     pub not_comparable: u64,
     /// Why not.
     pub not_comparable_reasons: BTreeMap<NotJudged, u64>,
+}
+
+impl Judged {
+    /// Counts pairs that were not judged, under the reason's heading.
+    pub fn not(&mut self, why: NotJudged, pairs: u64) {
+        if pairs == 0 {
+            return;
+        }
+        let (sum, reasons) = if why.is_unknown() {
+            (&mut self.unknown, &mut self.unknown_reasons)
+        } else {
+            (&mut self.not_comparable, &mut self.not_comparable_reasons)
+        };
+        *sum += pairs;
+        *reasons.entry(why).or_default() += pairs;
+    }
+}
+
+/// The exit code of `check` (contract): 1 with a finding of severity warning or above; else 2 when
+/// something is converging, unknown or could not be read; else 0.
+pub fn exit_code(report: &Report) -> u8 {
+    use crate::finding::{FindingKind, Severity};
+    let serious = |f: &Finding| f.severity >= Severity::Warning;
+    if report.findings.iter().any(serious) {
+        1
+    } else if report.converging.iter().any(serious)
+        || report.judged.unknown > 0
+        || !report.gaps.is_empty()
+        || report.findings.iter().chain(&report.converging).any(|f| f.kind == FindingKind::Unreadable)
+    {
+        2
+    } else {
+        0
+    }
 }
 
 /// A node's own state, where it explains differences.
