@@ -36,6 +36,10 @@ pub enum Run {
 /// Every check, in the order in which they run.
 pub const ALL: &[Check] = &[
     Check {
+        name: "drifts_heal",
+        run: Run::Kernel(demo::drifts_heal),
+    },
+    Check {
         name: "recordings_agree",
         run: Run::Kernel(recordings_agree),
     },

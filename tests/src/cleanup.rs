@@ -8,7 +8,7 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use anyhow::{Context, Result};
 
@@ -140,6 +140,17 @@ pub fn everything() {
     }
     for folder in folders {
         let _ = std::fs::remove_dir_all(folder);
+    }
+}
+
+/// Set once a signal has begun to remove everything.
+static STOPPING: AtomicBool = AtomicBool::new(false);
+
+/// For the way out of `main`: when a signal is removing everything, whatever failed meanwhile
+/// failed because of that; waits for the end instead of talking about it.
+pub fn wait_if_stopping() {
+    while STOPPING.load(Ordering::SeqCst) {
+        std::thread::park();
     }
 }
 

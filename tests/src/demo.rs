@@ -7,13 +7,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 use crate::agents::{AGGREGATOR_HTTP, Agent, Aggregator, Programs, Source, Spec};
 use crate::cache::Version;
 use crate::netns::{Netns, move_this_thread};
 use crate::proxy::Mode;
-use crate::recording::Recording;
+use crate::recording::{Recording, canonical};
 use crate::topology::{Hub, Node};
 use crate::{packages, wait};
 
@@ -60,9 +60,8 @@ const DRIFTS: [Drift; 3] = [
     },
     Drift {
         node: 2,
-        says: "empties the endpoint chain list of shop/web: connections find no endpoint",
-        plant: "iptables-nft -t nat -F $(iptables-nft-save -t nat | sed -n 's/^:\\(KUBE-SVC-[A-Z0-9]*\\) .*/\\1/p' | \
-                while read chain; do iptables-nft-save -t nat | grep -q \"^-A $chain .*shop/web:http\" && echo $chain; done)",
+        says: "empties the chain of shop/web: its ClusterIP leads to no endpoint",
+        plant: "iptables-nft -t nat -F KUBE-SVC-67NZLRHBNDSAWJRO",
     },
     Drift {
         node: 1,
@@ -135,6 +134,32 @@ pub fn run(end: End) -> Result<()> {
             return Ok(());
         }
     }
+}
+
+/// Every planted drift changes its node's rules, and healing brings back what was recorded.
+pub fn drifts_heal() -> Result<String> {
+    let hub = Hub::create()?;
+    for drift in &DRIFTS {
+        let (version, mode) = SHOWN[drift.node];
+        let recording = Recording::of(version, mode);
+        let place = recording.place()?;
+        let node = hub.add_node_at(&place.name, place.index)?;
+        recording.load(node.netns())?;
+        let recorded = canonical(node.netns(), mode)?;
+        plant(drift, &node)?;
+        ensure!(
+            canonical(node.netns(), mode)? != recorded,
+            "{}: nothing changed",
+            node.name()
+        );
+        heal(&recording, &node)?;
+        ensure!(
+            canonical(node.netns(), mode)? == recorded,
+            "{}: other rules than recorded",
+            node.name()
+        );
+    }
+    Ok(format!("{} drifts planted and healed", DRIFTS.len()))
 }
 
 fn introduce(address: SocketAddr, names: &[&str]) {

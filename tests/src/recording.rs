@@ -274,7 +274,7 @@ fn settled(netns: &Netns, mode: Mode) -> Result<()> {
 
 /// The ruleset as text without what differs between two loads of the same rules:
 /// counters' values, and comments with times.
-fn canonical(netns: &Netns, mode: Mode) -> Result<String> {
+pub(crate) fn canonical(netns: &Netns, mode: Mode) -> Result<String> {
     if mode == Mode::Nftables {
         return netns.run("nft", ["--stateless", "list", "ruleset"]);
     }

@@ -4,11 +4,16 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("tests/ has a parent").to_path_buf()
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .expect("tests/ has a parent")
+        .to_path_buf()
 }
 
 fn rust_files(dir: &Path, into: &mut Vec<PathBuf>) {
-    let Ok(entries) = fs::read_dir(dir) else { return };
+    let Ok(entries) = fs::read_dir(dir) else {
+        return;
+    };
     for entry in entries.flatten() {
         let path = entry.path();
         if path.is_dir() {
@@ -27,7 +32,11 @@ fn lines_with(krate: &str, words: &[&str], except: &[&str]) -> Vec<String> {
     assert!(!files.is_empty(), "{krate} has no sources");
     let mut found = Vec::new();
     for file in files {
-        let shown = file.strip_prefix(&base).expect("inside").display().to_string();
+        let shown = file
+            .strip_prefix(&base)
+            .expect("inside")
+            .display()
+            .to_string();
         if except.iter().any(|e| shown.contains(e)) {
             continue;
         }
@@ -59,7 +68,10 @@ fn dependencies(krate: &str) -> Vec<String> {
 #[test]
 fn the_model_depends_on_data_crates_only() {
     for name in dependencies("model") {
-        assert!(["serde", "ipnet"].contains(&name.as_str()), "model depends on {name}");
+        assert!(
+            ["serde", "ipnet"].contains(&name.as_str()),
+            "model depends on {name}"
+        );
     }
 }
 
@@ -76,7 +88,10 @@ fn the_arrows_between_crates_hold() {
     ] {
         for name in dependencies(krate) {
             if ours.contains(&name.as_str()) {
-                assert!(allowed.contains(&name.as_str()), "{krate} depends on {name}");
+                assert!(
+                    allowed.contains(&name.as_str()),
+                    "{krate} depends on {name}"
+                );
             }
         }
     }
@@ -90,9 +105,17 @@ fn foreign_types_stay_behind_their_door() {
         found.extend(lines_with(krate, &["k8s_openapi", "kube::"], &[]));
     }
     found.extend(lines_with("agent", &["k8s_openapi", "kube::"], &[]));
-    found.extend(lines_with("aggregator", &["k8s_openapi", "kube::"], &["auth"]));
+    found.extend(lines_with(
+        "aggregator",
+        &["k8s_openapi", "kube::"],
+        &["auth"],
+    ));
     found.extend(lines_with("agent", &["tonic::", "prost::"], &["uplink"]));
-    found.extend(lines_with("aggregator", &["tonic::", "prost::"], &["ingest", "main.rs"]));
+    found.extend(lines_with(
+        "aggregator",
+        &["tonic::", "prost::"],
+        &["ingest", "main.rs"],
+    ));
     assert!(found.is_empty(), "{}", found.join("\n"));
 }
 
@@ -126,9 +149,16 @@ fn no_file_grows_beyond_reading() {
         let mut files = Vec::new();
         rust_files(&base.join(krate).join("src"), &mut files);
         for file in files {
-            let shown = file.strip_prefix(&base).expect("inside").display().to_string();
+            let shown = file
+                .strip_prefix(&base)
+                .expect("inside")
+                .display()
+                .to_string();
             let text = fs::read_to_string(&file).expect("readable source");
-            let lines = text.lines().take_while(|l| l.trim() != "#[cfg(test)]").count();
+            let lines = text
+                .lines()
+                .take_while(|l| l.trim() != "#[cfg(test)]")
+                .count();
             if lines > 800 && !shown.contains("generated") {
                 long.push(format!("{shown}: {lines} lines"));
             }
