@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use anyhow::{Result, bail};
+use serde_json::json;
 
 use crate::agents::{Asked, Programs};
 use crate::cache::Version;
@@ -46,6 +47,10 @@ pub const ALL: &[Check] = &[
     Check {
         name: "demonstration",
         run: Run::Kernel(demonstration),
+    },
+    Check {
+        name: "tokens_name_their_node",
+        run: Run::Cluster(tokens_name_their_node),
     },
     Check {
         name: "real_proxies_agree",
@@ -123,6 +128,36 @@ fn agrees(node: &str, asked: &Asked) -> Result<u64> {
 fn demonstration() -> Result<String> {
     demo::run(demo::End::Once)?;
     Ok("each drift was found and cleared".to_owned())
+}
+
+/// A token bound to a Pod, with the aggregator's audience, proves the node to a TokenReview; the API
+/// server itself does not take it.
+fn tokens_name_their_node(laboratory: &mut Laboratory) -> Result<String> {
+    let cluster = &laboratory.cluster;
+    let node = laboratory.stations[0].node.name();
+    cluster.create_namespace("tokens")?;
+    cluster.api.create(&json!({
+        "apiVersion": "v1", "kind": "Pod",
+        "metadata": {"name": "agent", "namespace": "tokens"},
+        "spec": {"nodeName": node, "serviceAccountName": "default", "containers": [{"name": "agent", "image": "agent"}]},
+    }))?;
+    let token = cluster.token("tokens", "default", &["vipwitness"], Some("agent"))?;
+    let review = |audiences: &[&str]| {
+        cluster.api.create(&json!({
+            "apiVersion": "authentication.k8s.io/v1", "kind": "TokenReview", "metadata": {},
+            "spec": {"token": token, "audiences": audiences},
+        }))
+    };
+    let status = review(&["vipwitness"])?["status"].clone();
+    let claimed = &status["user"]["extra"]["authentication.kubernetes.io/node-name"][0];
+    if status["authenticated"] != true || claimed != node {
+        bail!("the token does not name {node}: {status:#}");
+    }
+    if review(&[])?["status"]["authenticated"] == true {
+        bail!("the API server takes a token that is meant for the aggregator");
+    }
+    cluster.api.delete("/api/v1/namespaces/tokens")?;
+    Ok(format!("{} names {claimed}", status["user"]["username"]))
 }
 
 /// The small set of Services, programmed by six real kube-proxies, settles to no finding.

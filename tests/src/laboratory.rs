@@ -1,6 +1,7 @@
 //! Everything at once: one cluster, and for each version and mode of kube-proxy a node that runs
 //! it beside an agent, all reporting to one aggregator. What the checks of the cluster tier share.
 
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -40,8 +41,7 @@ pub struct Laboratory {
     pub cluster: Cluster,
     /// The hub.
     pub hub: Hub,
-    /// The product's programs.
-    pub programs: Programs,
+    programs: OnceLock<Programs>,
 }
 
 impl Laboratory {
@@ -49,7 +49,6 @@ impl Laboratory {
     pub fn start() -> Result<Laboratory> {
         packages::ensure(packages::KERNEL)?;
         packages::ensure(packages::CLUSTER)?;
-        let programs = Programs::build()?;
         let hub = Hub::create()?;
         let cluster = Cluster::start(&hub)?;
         let mut stations = Vec::new();
@@ -78,23 +77,33 @@ impl Laboratory {
             stations,
             cluster,
             hub,
-            programs,
+            programs: OnceLock::new(),
         })
+    }
+
+    /// The product's programs, built on first use.
+    pub fn programs(&self) -> Result<&Programs> {
+        if self.programs.get().is_none() {
+            // Nobody else can have set it meanwhile but with the same paths.
+            let _ = self.programs.set(Programs::build()?);
+        }
+        self.programs.get().context("the programs were just built")
     }
 
     /// Applies `deploy/`, starts the aggregator, and on every node an agent with the credentials
     /// of its own Pod.
     pub fn start_agents(&mut self) -> Result<()> {
         let installation = Installation::apply(&self.cluster)?;
+        let programs = self.programs()?.clone();
         self.aggregator = Some(Aggregator::start(
-            &self.programs,
+            &programs,
             &self.hub,
             &["--insecure-agents", "--insecure-readers"],
         )?);
         let url = self.cluster.url();
         for station in &mut self.stations {
             let spec = installation.agent(&self.cluster, &station.node, &url)?;
-            station.agent = Some(Agent::start(&self.programs, &station.node, &spec)?);
+            station.agent = Some(Agent::start(&programs, &station.node, &spec)?);
         }
         Ok(())
     }
@@ -125,7 +134,7 @@ impl Laboratory {
         let kubeconfig = kubeconfig.to_string_lossy();
         let mut all = arguments.to_vec();
         all.extend(["--node", station.node.name(), "--kubeconfig", &kubeconfig]);
-        self.programs.ask(station.node.netns(), &all)
+        self.programs()?.ask(station.node.netns(), &all)
     }
 
     /// What the aggregator answers to `GET path`.
