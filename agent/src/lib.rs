@@ -1,3 +1,4 @@
 //! The agent of vipwitness: reads one node and says what differs.
 
+pub mod host;
 pub mod netfilter;
