@@ -12,6 +12,8 @@ use crate::demo;
 use crate::laboratory::{Laboratory, patch_all};
 use crate::netns::Netns;
 use crate::objects;
+use crate::oracle;
+use crate::packets;
 use crate::proxy::Mode;
 use crate::recording::Recording;
 use crate::topology::Hub;
@@ -55,6 +57,14 @@ pub const ALL: &[Check] = &[
     Check {
         name: "real_proxies_agree",
         run: Run::Cluster(real_proxies_agree),
+    },
+    Check {
+        name: "proxies_are_the_oracle",
+        run: Run::Cluster(oracle::proxies_are_the_oracle),
+    },
+    Check {
+        name: "packets_are_the_oracle",
+        run: Run::Cluster(packets::packets_are_the_oracle),
     },
     Check {
         name: "deploy_is_accepted",

@@ -42,16 +42,21 @@ pub struct Place {
 }
 
 impl Place {
-    /// The place of a laboratory's node; zones are dealt out in turn, three of them.
+    /// The place of a laboratory's node; its zone is that of [`crate::laboratory`], three of them in turn.
     pub fn of(node: &Node) -> Place {
         Place {
             name: node.name().to_owned(),
-            zone: format!("zone-{}", node.index() % 3),
+            zone: zone(usize::from(node.index())),
             index: node.index(),
             v4: node.v4().to_string(),
             v6: node.v6().to_string(),
         }
     }
+}
+
+/// The name of one of the three zones.
+pub(crate) fn zone(number: usize) -> String {
+    ["a", "b", "c"][number % 3].to_owned()
 }
 
 /// What was generated, in the order in which it has to be posted.
@@ -172,6 +177,8 @@ pub(crate) struct Generator<'a> {
     next_node_port: u16,
     next_check_port: u16,
     next_address: u16,
+    /// Deals out the statuses of [`Kind::Ingress`].
+    ingress_turn: u16,
     /// Counts endpoints on no node of the laboratory, for their addresses.
     pub(crate) next_far: u16,
     /// Counts endpoints on each of its nodes.
@@ -190,6 +197,7 @@ pub fn generate(seed: u64, count: usize, places: &[Place]) -> Generated {
         next_node_port: FIRST_NODE_PORT,
         next_check_port: LAST_NODE_PORT,
         next_address: 0,
+        ingress_turn: 0,
         next_far: 0,
         next_near: 0,
     };
@@ -435,7 +443,7 @@ impl Generator<'_> {
         let v6 = format!("fd56::{address:x}");
         let mut list = Vec::new();
         // Of the other family too: it has to be ignored.
-        if families.has("IPv4") || both && self.random.random_bool(0.3) {
+        if families.has("IPv4") || (both && self.random.random_bool(0.3)) {
             list.push(v4);
             if self.random.random_bool(0.2) {
                 list.push(format!(
@@ -445,7 +453,7 @@ impl Generator<'_> {
                 ));
             }
         }
-        if families.has("IPv6") || both && self.random.random_bool(0.3) {
+        if families.has("IPv6") || (both && self.random.random_bool(0.3)) {
             list.push(v6);
         }
         json!(list)
@@ -466,7 +474,8 @@ impl Generator<'_> {
             .collect();
         let mut list: Vec<Value> = own.iter().map(|ip| json!({"ip": ip})).collect();
         if kind == Kind::Ingress {
-            return match self.random.random_range(0..6) {
+            self.ingress_turn += 1;
+            return match self.ingress_turn % 6 {
                 0 => Some(json!([{"hostname": "lb.example.com"}])),
                 1 => Some(
                     own.iter()

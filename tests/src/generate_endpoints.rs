@@ -4,7 +4,7 @@ use rand::Rng as _;
 use rand::seq::IndexedRandom as _;
 use serde_json::{Value, json};
 
-use crate::generate::{Families, Generator, Port};
+use crate::generate::{Families, Generator, Port, zone};
 
 /// How the slices of a Service are filled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -441,15 +441,15 @@ fn endpoints(generator: &mut Generator<'_>, filling: Filling) -> Vec<Endpoint> {
         Filling::ZoneHintsElsewhere => {
             list = zoned(generator);
             for endpoint in &mut list {
-                endpoint.zones = vec!["zone-elsewhere".to_owned()];
+                endpoint.zones = vec!["elsewhere".to_owned()];
             }
         }
         Filling::ZoneHintsSeveral => {
             list = zoned(generator);
             for (index, endpoint) in list.iter_mut().enumerate() {
                 endpoint.zones = vec![
-                    format!("zone-{}", index % 3),
-                    format!("zone-{}", (index + 1) % 3),
+                    zone(index),
+                    zone(index + 1),
                 ];
             }
         }
@@ -499,7 +499,7 @@ fn endpoints(generator: &mut Generator<'_>, filling: Filling) -> Vec<Endpoint> {
 fn zoned(generator: &mut Generator<'_>) -> Vec<Endpoint> {
     let mut list = generator.far_ready(6);
     for (index, endpoint) in list.iter_mut().enumerate() {
-        endpoint.zones = vec![format!("zone-{}", index % 3)];
+        endpoint.zones = vec![zone(index)];
     }
     list
 }
