@@ -8,7 +8,9 @@ use serde_json::json;
 
 use crate::agents::{Asked, Programs};
 use crate::cache::Version;
+use crate::churn;
 use crate::demo;
+use crate::faults;
 use crate::laboratory::{Laboratory, patch_all};
 use crate::netns::Netns;
 use crate::objects;
@@ -69,6 +71,18 @@ pub const ALL: &[Check] = &[
     Check {
         name: "deploy_is_accepted",
         run: Run::Cluster(deploy_is_accepted),
+    },
+    Check {
+        name: "faults_are_real",
+        run: Run::Cluster(faults::faults_are_real),
+    },
+    Check {
+        name: "faults_are_found",
+        run: Run::Cluster(faults::faults_are_found_among_many),
+    },
+    Check {
+        name: "churn_is_not_drift",
+        run: Run::Cluster(churn::churn_is_not_drift),
     },
 ];
 

@@ -14,6 +14,7 @@
 //! - [`demo`], [`tiers`], [`checks`]: what `cargo lab` and `cargo lab test` do.
 //! - [`generate`], [`coverage`], [`oracle`], [`packets`]: hundreds of Services, what they show, and what real
 //!   kube-proxies and real packets say about them.
+//! - [`faults`], [`churn`]: damage that has to be found, and changes that must not be taken for it.
 //! - [`http`]: the smallest HTTP client, for listeners inside namespaces.
 //!
 //! Nothing here listens or sends outside namespaces of its own, besides loopback, and nothing
@@ -24,11 +25,14 @@ pub mod api;
 pub mod cache;
 pub mod certs;
 pub mod checks;
+pub mod churn;
 pub mod cleanup;
 pub mod cluster;
 pub mod command;
 pub mod coverage;
 pub mod demo;
+pub mod faults;
+mod faults_plant;
 pub mod generate;
 mod generate_endpoints;
 pub mod http;

@@ -361,7 +361,7 @@ fn ask_one(
     let configuration = folder.join(format!("{}.configz", station.node.name()));
     std::fs::write(&configuration, proxy::configz(&station.node)?)?;
     let version = station.proxy.spec().version.minor();
-    let manifests = laboratory.programs.ask(
+    let manifests = laboratory.programs()?.ask(
         station.node.netns(),
         &[
             "check",
