@@ -1,4 +1,4 @@
 //! The agent of vipwitness: reads one node and says what differs.
 
-pub mod host;
+pub mod datapath;
 pub mod netfilter;

@@ -1,5 +1,5 @@
 //! Netfilter: one representation of rules, the decoders that write it, the walk that reads it.
 
-pub mod nftables;
 pub mod ruleset;
-pub mod xtables;
+pub mod trace;
+pub mod walk;

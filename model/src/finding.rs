@@ -45,10 +45,9 @@ impl fmt::Display for Evidence {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Severity {
-    /// Worth knowing; nobody's traffic is known to suffer. What the witness cannot see is of this kind:
-    /// it counts as unknown, not as wrong.
+    /// Worth knowing; nobody's traffic suffers.
     Info,
-    /// Some traffic may go wrong.
+    /// Some traffic may go wrong, or the witness cannot see.
     Warning,
     /// Traffic of at least one Service goes wrong on this node.
     Critical,
