@@ -1,4 +1,5 @@
 //! The agent of vipwitness: reads one node and says what differs.
 
 pub mod datapath;
+pub mod host;
 pub mod netfilter;

@@ -1,5 +1,7 @@
 //! Netfilter: one representation of rules, the decoders that write it, the walk that reads it.
 
+pub mod nftables;
 pub mod ruleset;
 pub mod trace;
 pub mod walk;
+pub mod xtables;

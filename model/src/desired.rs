@@ -16,6 +16,9 @@ mod rules;
 mod slices;
 mod usable;
 
+#[cfg(test)]
+mod tests;
+
 use crate::address::{Family, Frontend, Protocol, SourceClass};
 use crate::name::ServiceName;
 use crate::profile::{LocalDetector, ProxyMode, ProxyProfile};

@@ -1,12 +1,17 @@
 //! One whole pass as one pure function. Read this first.
 
-use crate::capture::Snapshot;
+use crate::capture::{Gap, Reading, Snapshot};
+use crate::compare::{self, Comparison, clause, compare};
+use crate::finding::{Difference, Fact, Finding, FindingKind, Severity};
+use crate::limits;
 use crate::name::ServiceName;
-use crate::profile::{ProxyHealth, ProxyProfile};
-use crate::report::Report;
-use crate::table::DesiredTable;
-use crate::time::Now;
-use crate::view::{ClusterView, NodeView};
+use crate::profile::{LearntFrom, ProxyHealth, ProxyProfile};
+use crate::report::{Judged, NodeState, NotJudged, Report, thousands};
+use crate::settle::{Context, Ledger, Settled};
+use crate::table::{DesiredTable, Key};
+use crate::time::{Mono, Now};
+use crate::view::{ClusterView, Node, NodeView};
+use std::collections::BTreeSet;
 
 /// Everything one pass looks at.
 #[derive(Clone, Copy, Debug)]
@@ -41,3 +46,318 @@ pub struct Examined {
     /// had fulfilled a fact and no longer does (design 6 c).
     pub refresh: Vec<ServiceName>,
 }
+
+/// A node that is draining or gone explains differences for this long, milliseconds.
+const LEAVING_MS: u64 = 600_000;
+
+/// One pass: compare, settle, say.
+pub fn examine(pass: &Pass, ledger: &mut Ledger) -> Examined {
+    let state = state_of(pass, ledger);
+    let mut gaps = pass.snapshot.gaps.clone();
+    let compared = compare(
+        pass.desired,
+        pass.snapshot,
+        pass.node,
+        pass.profile,
+        pass.view,
+    );
+    let total = total(&compared.judged);
+
+    let mut judged;
+    let mut settled = Settled::default();
+    if let Some((why, gap)) = cannot_judge(pass, state, ledger) {
+        // History stands still meanwhile: nothing was confirmed, and nothing healed.
+        judged = Judged::default();
+        judged.not(why, total);
+        gaps.extend(gap);
+    } else {
+        let mut differences = compared.differences.clone();
+        differences.extend(wrong_configuration(pass));
+        let read: BTreeSet<_> = pass
+            .snapshot
+            .tables
+            .iter()
+            .filter(|(_, r)| !matches!(r, Reading::Failed(_)))
+            .map(|(f, _)| *f)
+            .collect();
+        let context = Context {
+            pass: pass.number,
+            view: pass.view,
+            desired: pass.desired,
+            profile: pass.profile,
+            proxy: pass.proxy,
+            refreshed: pass.refreshed,
+            unsettled: &compared.unsettled,
+            read: &read,
+        };
+        settled = ledger.settle(pass.now, &differences, context);
+        if compare::is_covered(pass.snapshot, pass.profile) && state != NodeState::Draining {
+            let proxy = ledger.proxy(pass.now, context);
+            settled.findings.extend(proxy.findings);
+            settled.converging.extend(proxy.converging);
+        }
+        judged = count(&compared, &settled);
+    }
+
+    let Settled {
+        findings,
+        converging,
+        refresh,
+        ..
+    } = settled;
+    let findings = worst_first(findings, &mut gaps);
+    let converging = worst_first(converging, &mut gaps);
+    let mut report = Report {
+        node: pass.node.name.clone(),
+        pass: pass.number,
+        at: pass.now.wall,
+        took_ms: 0,
+        api_as_of: pass.view.as_of.map(|t| t.wall),
+        state,
+        verdict: String::new(),
+        datapaths: pass.snapshot.datapaths.clone(),
+        judged,
+        gaps,
+        findings,
+        converging,
+        rows: compared.rows,
+    };
+    report.verdict = verdict(&report);
+    Examined { report, refresh }
+}
+
+fn total(judged: &Judged) -> u64 {
+    judged.pairs + judged.unknown + judged.not_comparable
+}
+
+/// The node's own state. Each but ready expires.
+fn state_of(pass: &Pass, ledger: &mut Ledger) -> NodeState {
+    let deadline = ledger.deadline_ms(pass.profile);
+    let history = &mut ledger.node;
+    let began = *history.began.get_or_insert(pass.now.mono);
+    history.programmed |= pass.snapshot.hooks.iter().any(|h| h.present)
+        || pass
+            .snapshot
+            .tables
+            .values()
+            .any(|t| t.read().is_some_and(compare::has_rules));
+    let node = own_node(pass);
+    let seen_before = history.registered;
+    history.registered |= node.is_some();
+
+    let leaving = match node {
+        Some(n) if n.going => Some(NodeState::Draining),
+        None if seen_before && pass.view.complete => Some(NodeState::Gone),
+        _ => None,
+    };
+    match leaving {
+        Some(state) => {
+            let since: Mono = *history.leaving.get_or_insert(pass.now.mono);
+            if pass.now.mono.since(since) < LEAVING_MS {
+                return state;
+            }
+        }
+        None => history.leaving = None,
+    }
+    // Manifests describe a node that has had its time.
+    let young = pass.now.mono.since(began) < deadline && !pass.view.settled_facts;
+    if young && !history.programmed {
+        NodeState::Starting
+    } else {
+        NodeState::Ready
+    }
+}
+
+fn own_node<'a>(pass: &Pass<'a>) -> Option<&'a Node> {
+    pass.view.nodes.get(&pass.node.name)
+}
+
+/// Why nothing at all can be judged, if so.
+fn cannot_judge(
+    pass: &Pass,
+    state: NodeState,
+    ledger: &Ledger,
+) -> Option<(NotJudged, Option<Gap>)> {
+    let gap = |what: &str, why: String| {
+        Some(Gap {
+            what: what.into(),
+            why: why.into(),
+        })
+    };
+    if !pass.view.complete {
+        let why = "Services and EndpointSlices have not been read whole yet".to_string();
+        return Some((NotJudged::ApiView, gap("API", why)));
+    }
+    if let Some(node) = own_node(pass) {
+        let known = || node.internal_ips.iter().chain(&node.external_ips);
+        if !node.internal_ips.is_empty() && !known().any(|a| pass.node.is_local(*a)) {
+            let why = format!(
+                "none of the addresses of Node {} is on a link here: this is not the node's network namespace (hostNetwork is missing, or --node names another node)",
+                node.name
+            );
+            return Some((NotJudged::Unreadable, gap("network namespace", why)));
+        }
+    }
+    match state {
+        NodeState::Starting => {
+            let waits = format!(
+                "no datapath has programmed this node yet; it is given {} s",
+                ledger.deadline_ms(pass.profile) / 1_000
+            );
+            let unread = pass
+                .snapshot
+                .tables
+                .values()
+                .any(|t| matches!(t, Reading::Failed(_)));
+            (!unread).then(|| (NotJudged::NodeState, gap("datapath", waits)))
+        }
+        NodeState::Gone => Some((NotJudged::NodeState, None)),
+        NodeState::Ready | NodeState::Draining => None,
+    }
+}
+
+/// kube-proxy thinks that it is on another node: then it takes other endpoints for local.
+fn wrong_configuration(pass: &Pass) -> Option<Difference> {
+    let config = &pass.profile.config;
+    let name = config.value.node_name.as_ref()?;
+    own_node(pass)?;
+    if config.from < LearntFrom::Flag || name.eq_ignore_ascii_case(&pass.node.name.0) {
+        return None;
+    }
+    let whose = if pass
+        .view
+        .nodes
+        .keys()
+        .any(|n| n.0.eq_ignore_ascii_case(name))
+    {
+        "another Node"
+    } else {
+        "no Node"
+    };
+    Some(Difference {
+        fact: Fact {
+            kind: FindingKind::WrongConfiguration,
+            service: None,
+            frontend: None,
+            backend: None,
+            family: None,
+            detail: Some(name.clone()),
+        },
+        severity: Severity::Warning,
+        sources: Vec::new(),
+        evidence: vec![clause(format!(
+            "kube-proxy's node name is {name}, the Node is {}",
+            pass.node.name
+        ))],
+        says: format!(
+            "kube-proxy calls its node {name}, which is the name of {whose}; this is {}: local endpoints are not seen as local",
+            pass.node.name
+        ),
+        beyond_the_api: true,
+        absorbs: 0,
+    })
+}
+
+/// The comparison's numbers, after the ledger has spoken.
+fn count(compared: &Comparison, settled: &Settled) -> Judged {
+    let pairs = |facts: &mut dyn Iterator<Item = &Fact>| -> BTreeSet<Key> {
+        facts
+            .filter(|f| f.kind != FindingKind::ApiConflict)
+            .filter_map(|f| compared.pairs.get(f))
+            .flatten()
+            .copied()
+            .collect()
+    };
+    let found = pairs(&mut settled.findings.iter().filter_map(|(f, _)| f.as_ref()));
+    let converging = pairs(&mut settled.converging.iter().filter_map(|(f, _)| f.as_ref()));
+    let untold = pairs(&mut settled.untold.iter());
+    let mut judged = compared.judged.clone();
+    judged.converging = converging.difference(&found).count() as u64;
+    let untold = untold
+        .difference(&found)
+        .filter(|k| !converging.contains(*k))
+        .count() as u64;
+    judged.pairs = judged.pairs.saturating_sub(untold);
+    judged.not(NotJudged::ApiView, untold);
+    judged
+}
+
+fn worst_first(list: Vec<(Option<Fact>, Finding)>, gaps: &mut Vec<Gap>) -> Vec<Finding> {
+    let mut all: Vec<Finding> = list.into_iter().map(|(_, f)| f).collect();
+    all.sort_by(|a, b| {
+        b.severity
+            .cmp(&a.severity)
+            .then_with(|| (a.kind, &a.service, a.frontend).cmp(&(b.kind, &b.service, b.frontend)))
+            .then_with(|| (a.backend, &a.says).cmp(&(b.backend, &b.says)))
+    });
+    if all.len() > limits::FINDINGS_PER_REPORT {
+        let more = all.len() - limits::FINDINGS_PER_REPORT;
+        all.truncate(limits::FINDINGS_PER_REPORT);
+        gaps.push(Gap {
+            what: "report".into(),
+            why: format!("{more} more findings do not fit into one report").into(),
+        });
+    }
+    all
+}
+
+/// The report in one sentence or two.
+fn verdict(report: &Report) -> String {
+    let j = &report.judged;
+    let untold = match j.unknown {
+        0 => String::new(),
+        n => format!(" {} pairs could not be told.", thousands(n)),
+    };
+    let serious: Vec<&Finding> = report
+        .findings
+        .iter()
+        .filter(|f| f.severity >= Severity::Warning)
+        .collect();
+    if let Some(first) = serious.first() {
+        let more = match serious.len() {
+            1 => "1 finding".to_string(),
+            n => format!("{} findings, the worst", thousands(n as u64)),
+        };
+        return format!("{more}: {}.{untold}", first.says.trim_end_matches('.'));
+    }
+    if let Some(f) = report
+        .findings
+        .iter()
+        .find(|f| f.kind == FindingKind::Unreadable)
+    {
+        return format!("{}.{untold}", f.says.trim_end_matches('.'));
+    }
+    if j.pairs == 0 {
+        let why = j
+            .unknown_reasons
+            .keys()
+            .chain(j.not_comparable_reasons.keys())
+            .next();
+        return match (why, report.gaps.first()) {
+            (Some(_), Some(gap)) => format!("Nothing could be judged: {}: {}.", gap.what, gap.why),
+            (Some(why), None) => format!("Nothing could be judged: {}.", why.sentence()),
+            (None, Some(gap)) => format!("There is nothing to judge; {}: {}.", gap.what, gap.why),
+            (None, None) => {
+                "There is nothing to judge: the API asks for nothing on this node.".into()
+            }
+        };
+    }
+    if j.converging > 0 || !report.converging.is_empty() {
+        let what = match j.converging {
+            0 => format!("{} facts are", thousands(report.converging.len() as u64)),
+            n => format!(
+                "{} of {} judged pairs differ and are",
+                thousands(n),
+                thousands(j.pairs)
+            ),
+        };
+        return format!("{what} still converging.{untold}");
+    }
+    format!(
+        "All {} judged pairs agree with the API.{untold}",
+        thousands(j.pairs)
+    )
+}
+
+#[cfg(test)]
+mod tests;

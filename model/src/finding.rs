@@ -45,9 +45,10 @@ impl fmt::Display for Evidence {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Severity {
-    /// Worth knowing; nobody's traffic suffers.
+    /// Worth knowing; nobody's traffic is known to suffer. What the witness cannot see is of this kind:
+    /// it counts as unknown, not as wrong.
     Info,
-    /// Some traffic may go wrong, or the witness cannot see.
+    /// Some traffic may go wrong.
     Warning,
     /// Traffic of at least one Service goes wrong on this node.
     Critical,

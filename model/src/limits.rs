@@ -16,3 +16,16 @@ pub const JUMP_DEPTH: usize = 64;
 
 /// Findings of one report; beyond it the rest is counted.
 pub const FINDINGS_PER_REPORT: usize = 20_000;
+
+/// Contradicted facts whose age is kept. A node of which more is wrong is wrong as a whole.
+pub const LEDGER_FACTS: usize = 50_000;
+
+/// Facts that healed and may come back, remembered for ten minutes.
+pub const LEDGER_HEALED: usize = 10_000;
+
+/// Times that one fact came and went within ten minutes: passes are seconds apart.
+pub const LEDGER_EPISODES: usize = 64;
+
+/// Services fetched again from the API server after one pass (design 6 c). Damage to more Services
+/// at once takes more passes; the API server must not pay for it.
+pub const REFRESHES_PER_PASS: usize = 20;

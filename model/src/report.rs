@@ -69,6 +69,30 @@ impl NotJudged {
         }
     }
 
+    /// The reason in plain words.
+    pub fn sentence(self) -> &'static str {
+        match self {
+            NotJudged::Unreadable => "the kernel's state could not be read",
+            NotJudged::UnknownExpression => {
+                "the packets' way depends on expressions that are not understood"
+            }
+            NotJudged::TooManyForks => {
+                "the rules depend on too much that differs from packet to packet"
+            }
+            NotJudged::ApiView => "the API has not been read whole, or too long ago",
+            NotJudged::NoDatapath => "no datapath for Services was found on this node",
+            NotJudged::DatapathNotCovered => {
+                "the datapath in charge is not one that this program covers"
+            }
+            NotJudged::ServiceCidrUnknown => "the ServiceCIDRs are not known",
+            NotJudged::SourceImpossible => "no packet of that kind can reach this node",
+            NotJudged::UserSpaceProxy => "kube-proxy handles it in user space",
+            NotJudged::ProxyNotExpected => "no running kube-proxy is expected",
+            NotJudged::ConfigurationUnknown => "kube-proxy's configuration is not known",
+            NotJudged::NodeState => "the node is starting, draining or gone",
+        }
+    }
+
     /// Is the pair unknown (against: not comparable)?
     pub fn is_unknown(self) -> bool {
         self <= NotJudged::NoDatapath
@@ -120,7 +144,11 @@ pub fn exit_code(report: &Report) -> u8 {
     } else if report.converging.iter().any(serious)
         || report.judged.unknown > 0
         || !report.gaps.is_empty()
-        || report.findings.iter().chain(&report.converging).any(|f| f.kind == FindingKind::Unreadable)
+        || report
+            .findings
+            .iter()
+            .chain(&report.converging)
+            .any(|f| f.kind == FindingKind::Unreadable)
     {
         2
     } else {

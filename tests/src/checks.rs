@@ -8,10 +8,14 @@ use serde_json::json;
 
 use crate::agents::{Asked, Programs};
 use crate::cache::Version;
+use crate::churn;
 use crate::demo;
+use crate::faults;
 use crate::laboratory::{Laboratory, patch_all};
 use crate::netns::Netns;
 use crate::objects;
+use crate::oracle;
+use crate::packets;
 use crate::proxy::Mode;
 use crate::recording::Recording;
 use crate::topology::Hub;
@@ -57,8 +61,28 @@ pub const ALL: &[Check] = &[
         run: Run::Cluster(real_proxies_agree),
     },
     Check {
+        name: "proxies_are_the_oracle",
+        run: Run::Cluster(oracle::proxies_are_the_oracle),
+    },
+    Check {
+        name: "packets_are_the_oracle",
+        run: Run::Cluster(packets::packets_are_the_oracle),
+    },
+    Check {
         name: "deploy_is_accepted",
         run: Run::Cluster(deploy_is_accepted),
+    },
+    Check {
+        name: "faults_are_real",
+        run: Run::Cluster(faults::faults_are_real),
+    },
+    Check {
+        name: "faults_are_found",
+        run: Run::Cluster(faults::faults_are_found_among_many),
+    },
+    Check {
+        name: "churn_is_not_drift",
+        run: Run::Cluster(churn::churn_is_not_drift),
     },
 ];
 

@@ -12,6 +12,9 @@
 //! - [`agents`]: the product itself: agents on nodes, an aggregator in the hub.
 //! - [`laboratory`]: all of it at once, for the checks of the cluster tier.
 //! - [`demo`], [`tiers`], [`checks`]: what `cargo lab` and `cargo lab test` do.
+//! - [`generate`], [`coverage`], [`oracle`], [`packets`]: hundreds of Services, what they show, and what real
+//!   kube-proxies and real packets say about them.
+//! - [`faults`], [`churn`]: damage that has to be found, and changes that must not be taken for it.
 //! - [`http`]: the smallest HTTP client, for listeners inside namespaces.
 //!
 //! Nothing here listens or sends outside namespaces of its own, besides loopback, and nothing
@@ -22,15 +25,23 @@ pub mod api;
 pub mod cache;
 pub mod certs;
 pub mod checks;
+pub mod churn;
 pub mod cleanup;
 pub mod cluster;
 pub mod command;
+pub mod coverage;
 pub mod demo;
+pub mod faults;
+mod faults_plant;
+pub mod generate;
+mod generate_endpoints;
 pub mod http;
 pub mod laboratory;
 pub mod netns;
 pub mod objects;
+pub mod oracle;
 pub mod packages;
+pub mod packets;
 pub mod process;
 pub mod proxy;
 pub mod recording;

@@ -26,7 +26,11 @@ pub fn rfc3339(at: Millis) -> String {
     let month = if mp < 10 { mp + 3 } else { mp - 9 };
     let year = yoe + era * 400 + u64::from(month <= 2);
     let milli = in_day % 1_000;
-    let fraction = if milli == 0 { String::new() } else { format!(".{milli:03}") };
+    let fraction = if milli == 0 {
+        String::new()
+    } else {
+        format!(".{milli:03}")
+    };
     format!("{year:04}-{month:02}-{day:02}T{}{fraction}Z", clock(at))
 }
 
@@ -246,9 +250,17 @@ impl<'a> AnswerJson<'a> {
                 Vec::new()
             } else {
                 let all = f.backends.iter();
-                all.map(|b| BackendJson { address: b.address, share: b.share }).collect()
+                all.map(|b| BackendJson {
+                    address: b.address,
+                    share: b.share,
+                })
+                .collect()
             },
-            masquerade: if unknown { Masquerade::Unknown } else { f.masquerade() },
+            masquerade: if unknown {
+                Masquerade::Unknown
+            } else {
+                f.masquerade()
+            },
             affinity_seconds: match f.affinity {
                 Affinity::ClientIp(seconds) => Some(seconds),
                 _ => None,
@@ -268,7 +280,10 @@ pub fn table_json(rows: &[Row], side: Side) -> TableJson<'_> {
     let mut frontends: BTreeMap<Frontend, BTreeMap<SourceClass, &Row>> = BTreeMap::new();
     for row in rows {
         let says_something = match side {
-            Side::Observed => row.observed.as_ref().is_some_and(|o| o.action != Action::None),
+            Side::Observed => row
+                .observed
+                .as_ref()
+                .is_some_and(|o| o.action != Action::None),
             Side::Desired => row.desired.is_some(),
         };
         if says_something {
@@ -283,28 +298,32 @@ pub fn table_json(rows: &[Row], side: Side) -> TableJson<'_> {
     let mut out = Vec::with_capacity(frontends.len() * 3);
     for (frontend, sources) in frontends {
         for source in SourceClass::ALL {
-            out.push(row_json(frontend, source, sources.get(&source).copied(), side));
+            out.push(row_json(
+                frontend,
+                source,
+                sources.get(&source).copied(),
+                side,
+            ));
         }
     }
     TableJson { rows: out }
 }
 
-fn row_json(
-    frontend: Frontend,
-    source: SourceClass,
-    row: Option<&Row>,
-    side: Side,
-) -> RowJson<'_> {
+fn row_json(frontend: Frontend, source: SourceClass, row: Option<&Row>, side: Side) -> RowJson<'_> {
     let service = match side {
-        Side::Observed => row.and_then(|r| r.observed.as_ref()).and_then(|o| o.service.as_ref()),
+        Side::Observed => row
+            .and_then(|r| r.observed.as_ref())
+            .and_then(|o| o.service.as_ref()),
         Side::Desired => None,
     }
     .or_else(|| row.and_then(|r| r.service.as_ref()))
     .filter(|_| !frontend.is_wildcard());
     let (answer, any_of, because) = match side {
-        Side::Observed => {
-            (row.and_then(|r| r.observed.as_ref()).map(AnswerJson::of), None, None)
-        }
+        Side::Observed => (
+            row.and_then(|r| r.observed.as_ref()).map(AnswerJson::of),
+            None,
+            None,
+        ),
         Side::Desired => match row.and_then(|r| r.desired.as_ref()) {
             Some(d) => {
                 let all: Vec<AnswerJson> = d.any_of.iter().map(AnswerJson::of).collect();
@@ -314,7 +333,14 @@ fn row_json(
         },
     };
     let answer = answer.unwrap_or(AnswerJson::NONE);
-    RowJson { frontend, source, service, answer, any_of, because }
+    RowJson {
+        frontend,
+        source,
+        service,
+        answer,
+        any_of,
+        because,
+    }
 }
 
 #[cfg(test)]

@@ -9,7 +9,8 @@ use std::fmt::Write;
 fn clean(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
-        if c.is_control() || matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+        if c.is_control()
+            || matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
         {
             out.extend(c.escape_default());
         } else {
@@ -75,7 +76,11 @@ fn write_finding(out: &mut String, f: &Finding) {
         let _ = writeln!(out, "    {}", clean(&e.to_string()));
     }
     if f.absorbs > 0 {
-        let _ = writeln!(out, "    {} differences of Services follow from it", thousands(f.absorbs));
+        let _ = writeln!(
+            out,
+            "    {} differences of Services follow from it",
+            thousands(f.absorbs)
+        );
     }
     let _ = writeln!(out, "    {}", clean(&f.because));
 }
@@ -85,14 +90,28 @@ pub fn check_text(report: &Report) -> String {
     let mut out = String::new();
     let j = &report.judged;
     let _ = writeln!(out, "{}", clean(&report.verdict));
-    let _ = writeln!(out, "node {}, read at {}", clean(&report.node.0), rfc3339(report.at));
+    let _ = writeln!(
+        out,
+        "node {}, read at {}",
+        clean(&report.node.0),
+        rfc3339(report.at)
+    );
     for d in &report.datapaths {
-        let version = d.version.as_deref().map(|v| format!(" {v}")).unwrap_or_default();
+        let version = d
+            .version
+            .as_deref()
+            .map(|v| format!(" {v}"))
+            .unwrap_or_default();
         let state = match d.state {
             crate::capture::DatapathState::InCharge => "in charge",
             crate::capture::DatapathState::Residue => "residue",
         };
-        let _ = writeln!(out, "datapath {}{version} ({state}): {}", d.name, clean(&d.why));
+        let _ = writeln!(
+            out,
+            "datapath {}{version} ({state}): {}",
+            d.name,
+            clean(&d.why)
+        );
     }
     let _ = writeln!(
         out,
@@ -109,7 +128,10 @@ pub fn check_text(report: &Report) -> String {
     for gap in &report.gaps {
         let _ = writeln!(out, "gap: {}: {}", clean(&gap.what), clean(&gap.why));
     }
-    for (title, list) in [("findings", &report.findings), ("converging", &report.converging)] {
+    for (title, list) in [
+        ("findings", &report.findings),
+        ("converging", &report.converging),
+    ] {
         if !list.is_empty() {
             let _ = writeln!(out, "{title}:");
             for f in list {
@@ -133,7 +155,11 @@ fn answer_cells(a: &AnswerJson) -> [String; 5] {
     let dash = || "-".to_string();
     [
         action,
-        if backends.is_empty() { dash() } else { backends.join(", ") },
+        if backends.is_empty() {
+            dash()
+        } else {
+            backends.join(", ")
+        },
         match a.masquerade {
             crate::table::Masquerade::Never => "never",
             crate::table::Masquerade::Always => "always",
@@ -159,17 +185,35 @@ fn answer_cells(a: &AnswerJson) -> [String; 5] {
 /// What `table --output text` prints.
 pub fn table_text(rows: &[Row], side: Side) -> String {
     let table = table_json(rows, side);
-    let header =
-        ["FRONTEND", "SOURCE", "SERVICE", "ACTION", "BACKENDS", "MASQUERADE", "AFFINITY", "SOURCES"];
+    let header = [
+        "FRONTEND",
+        "SOURCE",
+        "SERVICE",
+        "ACTION",
+        "BACKENDS",
+        "MASQUERADE",
+        "AFFINITY",
+        "SOURCES",
+    ];
     let mut cells = Vec::new();
-    for RowJson { frontend, source, service, answer, any_of, .. } in &table.rows {
+    for RowJson {
+        frontend,
+        source,
+        service,
+        answer,
+        any_of,
+        ..
+    } in &table.rows
+    {
         let answers = any_of.as_deref().unwrap_or(std::slice::from_ref(answer));
         for (i, a) in answers.iter().enumerate() {
             let head = if i == 0 {
                 [
                     frontend.to_string(),
                     source.to_string(),
-                    service.map(|s| clean(&s.to_string())).unwrap_or_else(|| "-".into()),
+                    service
+                        .map(|s| clean(&s.to_string()))
+                        .unwrap_or_else(|| "-".into()),
                 ]
             } else {
                 [String::new(), "or".into(), String::new()]
@@ -191,6 +235,9 @@ mod tests {
 
     #[test]
     fn numbers_are_grouped() {
-        assert_eq!([thousands(7), thousands(1_204), thousands(1_000_000)], ["7", "1,204", "1,000,000"]);
+        assert_eq!(
+            [thousands(7), thousands(1_204), thousands(1_000_000)],
+            ["7", "1,204", "1,000,000"]
+        );
     }
 }

@@ -1,0 +1,195 @@
+//! One whole reading of nf_tables: everything from the same generation, or an error that says why
+//! not.
+
+use super::netlink::{Family, Netlink, NetlinkError, Question};
+use crate::netfilter::nftables::attributes::{Attributes, be16, be32, c_string};
+use crate::netfilter::nftables::capture::Capture;
+use std::time::Duration;
+
+/// Above this many rules (upper bound by `NFTA_CHAIN_USE`) in a table one dump for each chain is
+/// cheaper: the kernel walks the whole table again for every datagram of a table's dump.
+const RULES_IN_ONE_DUMP: u64 = 25_000;
+/// Attempts to read without a change in between.
+const TRIES: u32 = 5;
+/// `NFT_SET_EVAL`: filled by packets.
+const SET_DYNAMIC: u32 = 0x20;
+
+/// Why there is no reading.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ReadError {
+    /// The kernel has no nf_tables.
+    #[error("the kernel has no nf_tables")]
+    Absent,
+    /// Refused.
+    #[error("reading nf_tables needs CAP_NET_ADMIN")]
+    Permission,
+    /// The ruleset changed during each of the attempts: there is no moment that could be judged.
+    #[error("torn: nf_tables changed during each of {tries} readings")]
+    Torn {
+        /// Attempts made.
+        tries: u32,
+    },
+    /// Anything else.
+    #[error("nf_tables: {0}")]
+    Failed(NetlinkError),
+}
+
+/// Reads nf_tables of this thread's network namespace. Blocks for as long as the kernel takes
+/// (about a second for 100,000 rules).
+pub fn read() -> Result<Capture, ReadError> {
+    let mut netlink = Netlink::open(Family::Netfilter).map_err(|e| match e {
+        NetlinkError::Permission => ReadError::Permission,
+        NetlinkError::Absent => ReadError::Absent,
+        other => ReadError::Failed(other),
+    })?;
+    for attempt in 1..=TRIES {
+        match read_once(&mut netlink) {
+            Ok(capture) => return Ok(capture),
+            Err(ReadError::Torn { .. }) if attempt < TRIES => {
+                // A transaction is short; the writer may have several to make.
+                std::thread::sleep(Duration::from_millis(u64::from(attempt) * 20));
+            }
+            Err(ReadError::Torn { .. }) => break,
+            Err(other) => return Err(other),
+        }
+    }
+    Err(ReadError::Torn { tries: TRIES })
+}
+
+struct ChainAt {
+    family: u8,
+    table: Vec<u8>,
+    name: Vec<u8>,
+    rules: u64,
+}
+
+fn read_once(netlink: &mut Netlink) -> Result<Capture, ReadError> {
+    let mut capture = Capture::default();
+    let (before, writer) = generation(netlink)?;
+    capture.generation = Some(before);
+    capture.last_writer = writer;
+    let stamp = before as u16;
+
+    let mut tables: Vec<(u8, Vec<u8>)> = Vec::new();
+    ask(netlink, &Question::Tables, stamp, |message| {
+        tables.push((message[0], named(message, 1)));
+        capture.tables.push(message);
+    })?;
+
+    let mut chains: Vec<ChainAt> = Vec::new();
+    ask(netlink, &Question::Chains, stamp, |message| {
+        chains.push(ChainAt {
+            family: message[0],
+            table: named(message, 1),
+            name: named(message, 3),
+            rules: number(message, 6).into(),
+        });
+        capture.chains.push(message);
+    })?;
+
+    let mut sets: Vec<(u8, Vec<u8>, Vec<u8>)> = Vec::new();
+    ask(netlink, &Question::Sets, stamp, |message| {
+        if ip_family(message[0]) && number(message, 3) & SET_DYNAMIC == 0 {
+            sets.push((message[0], named(message, 1), named(message, 2)));
+        }
+        capture.sets.push(message);
+    })?;
+
+    for (family, table) in tables.iter().filter(|(family, _)| ip_family(*family)) {
+        let here = || chains.iter().filter(|c| c.family == *family && c.table == *table);
+        if here().map(|c| c.rules).sum::<u64>() < RULES_IN_ONE_DUMP {
+            let question = Question::Rules { family: *family, table, chain: None };
+            ask(netlink, &question, stamp, |message| capture.rules.push(message))?;
+        } else {
+            for chain in here().filter(|c| c.rules > 0) {
+                let question =
+                    Question::Rules { family: *family, table, chain: Some(&chain.name) };
+                ask(netlink, &question, stamp, |message| capture.rules.push(message))?;
+            }
+        }
+    }
+    for (family, table, set) in &sets {
+        let question = Question::Elements { family: *family, table, set };
+        ask(netlink, &question, stamp, |message| capture.elements.push(message))?;
+    }
+
+    // The stamp in each message is the generation's low 16 bits only.
+    let (after, _) = generation(netlink)?;
+    if after == before { Ok(capture) } else { Err(ReadError::Torn { tries: 1 }) }
+}
+
+/// `NFPROTO_INET`, `NFPROTO_IPV4`, `NFPROTO_IPV6`.
+fn ip_family(family: u8) -> bool {
+    matches!(family, 1 | 2 | 10)
+}
+
+/// A dump whose messages all carry the generation's stamp (`nfgenmsg.res_id`).
+fn ask(
+    netlink: &mut Netlink,
+    question: &Question<'_>,
+    stamp: u16,
+    mut each: impl FnMut(&[u8]),
+) -> Result<(), ReadError> {
+    let mut short = false;
+    let result = netlink.ask(question, |message| {
+        if message.len() < 4 {
+            short = true;
+            return false;
+        }
+        if be16(&message[2..4]) != stamp {
+            return false;
+        }
+        each(message);
+        true
+    });
+    match result {
+        Ok(()) => Ok(()),
+        Err(_) if short => Err(ReadError::Failed(NetlinkError::Protocol("message too short"))),
+        Err(NetlinkError::Permission) => Err(ReadError::Permission),
+        // Something was deleted between the list and the question for its content.
+        Err(NetlinkError::Interrupted | NetlinkError::Gone) => Err(ReadError::Torn { tries: 1 }),
+        Err(other) => Err(ReadError::Failed(other)),
+    }
+}
+
+fn generation(netlink: &mut Netlink) -> Result<(u32, Option<String>), ReadError> {
+    let mut found = None;
+    let mut writer = None;
+    let result = netlink.ask(&Question::Generation, |message| {
+        for (kind, value) in Attributes::new(message.get(4..).unwrap_or_default()) {
+            match kind {
+                1 => found = be32(value),
+                3 => writer = Some(String::from_utf8_lossy(c_string(value)).into_owned()),
+                _ => {}
+            }
+        }
+        true
+    });
+    match result {
+        Ok(()) => {}
+        Err(NetlinkError::Permission) => return Err(ReadError::Permission),
+        // nfnetlink answers EINVAL for a subsystem it does not have, after the check of rights.
+        Err(NetlinkError::System { errno: libc::EINVAL | libc::EOPNOTSUPP, .. }) => {
+            return Err(ReadError::Absent);
+        }
+        Err(other) => return Err(ReadError::Failed(other)),
+    }
+    match found {
+        Some(id) => Ok((id, writer)),
+        None => Err(ReadError::Failed(NetlinkError::Protocol("generation without a number"))),
+    }
+}
+
+fn find(message: &[u8], wanted: u16) -> &[u8] {
+    Attributes::new(message.get(4..).unwrap_or_default())
+        .find(|(kind, _)| *kind == wanted)
+        .map_or(&[], |(_, value)| value)
+}
+
+fn named(message: &[u8], wanted: u16) -> Vec<u8> {
+    c_string(find(message, wanted)).to_vec()
+}
+
+fn number(message: &[u8], wanted: u16) -> u32 {
+    be32(find(message, wanted)).unwrap_or(0)
+}

@@ -1,0 +1,314 @@
+//! Matches.
+
+use super::Blob;
+use crate::netfilter::nftables::attributes::text;
+use crate::netfilter::ruleset::{Field, Match, Op, TableFamily, Value};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
+
+/// Ops of one match (`-m NAME`), and its text if it is a comment. A match that is not understood,
+/// or whose blob is too short, is one unknown condition with its name.
+pub fn decode_match(
+    family: TableFamily,
+    name: &str,
+    revision: u32,
+    blob: &[u8],
+) -> (Vec<Op>, Option<Arc<str>>) {
+    let b = Blob(blob);
+    let ops = match (name, revision) {
+        ("comment", 0) => return (vec![Op::Nothing], Some(text(blob).into())),
+        // Counts only.
+        ("nfacct", _) => Some(vec![Op::Nothing]),
+        ("tcp", 0) => tcp(&b),
+        ("udp" | "udplite", 0) => udp(&b),
+        ("sctp", 0) => sctp(&b),
+        ("multiport", 1) => multiport(&b),
+        ("conntrack", 1..=3) => conntrack(&b, family, revision),
+        ("state", 0) => state(&b),
+        ("statistic", 0) => statistic(&b),
+        ("recent", 0 | 1) => recent(&b, family, revision),
+        ("addrtype", 0 | 1) => addrtype(&b, revision),
+        ("mark", 1) => mark(&b),
+        ("iprange", 1) => iprange(&b, family),
+        ("pkttype", 0) => pkttype(&b),
+        _ => None,
+    };
+    let ops = ops.unwrap_or_else(|| vec![unknown(&format!("xt match {name}.{revision}"))]);
+    (ops, None)
+}
+
+fn unknown(what: &str) -> Op {
+    Op::UnknownMatch(what.into())
+}
+
+fn is(field: Field, mask: Option<u64>, any_of: Vec<Value>, negated: bool) -> Op {
+    Op::Match(Match { field, mask, any_of, negated })
+}
+
+fn between(first: u16, last: u16) -> Value {
+    Value::Number(first.into(), last.into())
+}
+
+/// No op for "any port".
+fn ports(ops: &mut Vec<Op>, field: Field, first: u16, last: u16, negated: bool) {
+    if (first, last) != (0, u16::MAX) || negated {
+        ops.push(is(field, None, vec![between(first, last)], negated));
+    }
+}
+
+/// `struct xt_tcp`
+fn tcp(b: &Blob<'_>) -> Option<Vec<Op>> {
+    let invert = b.u8(11)?;
+    let mut ops = vec![Op::Nothing];
+    ports(&mut ops, Field::Sport, b.u16(0)?, b.u16(2)?, invert & 1 != 0);
+    ports(&mut ops, Field::Dport, b.u16(4)?, b.u16(6)?, invert & 2 != 0);
+    if b.u8(9)? != 0 || invert & 4 != 0 {
+        ops.push(unknown("tcp flags"));
+    }
+    if b.u8(8)? != 0 || invert & 8 != 0 {
+        ops.push(unknown("tcp option"));
+    }
+    Some(ops)
+}
+
+/// `struct xt_udp`
+fn udp(b: &Blob<'_>) -> Option<Vec<Op>> {
+    let invert = b.u8(8)?;
+    let mut ops = vec![Op::Nothing];
+    ports(&mut ops, Field::Sport, b.u16(0)?, b.u16(2)?, invert & 1 != 0);
+    ports(&mut ops, Field::Dport, b.u16(4)?, b.u16(6)?, invert & 2 != 0);
+    Some(ops)
+}
+
+/// `struct xt_sctp_info`
+fn sctp(b: &Blob<'_>) -> Option<Vec<Op>> {
+    let (flags, invert) = (b.u32(60)?, b.u32(64)?);
+    let mut ops = vec![Op::Nothing];
+    if flags & 1 != 0 {
+        let field = Field::Sport;
+        ops.push(is(field, None, vec![between(b.u16(4)?, b.u16(6)?)], invert & 1 != 0));
+    }
+    if flags & 2 != 0 {
+        let field = Field::Dport;
+        ops.push(is(field, None, vec![between(b.u16(0)?, b.u16(2)?)], invert & 2 != 0));
+    }
+    if flags & 4 != 0 {
+        ops.push(unknown("sctp chunk types"));
+    }
+    Some(ops)
+}
+
+/// `struct xt_multiport_v1`
+fn multiport(b: &Blob<'_>) -> Option<Vec<Op>> {
+    let count = usize::from(b.u8(1)?);
+    if count > 15 {
+        return None;
+    }
+    let mut values = Vec::new();
+    let mut i = 0;
+    while i < count {
+        let first = b.u16(2 + 2 * i)?;
+        if b.u8(32 + i)? != 0 && i + 1 < count {
+            values.push(between(first, b.u16(2 + 2 * (i + 1))?));
+            i += 2;
+        } else {
+            values.push(between(first, first));
+            i += 1;
+        }
+    }
+    let field = match b.u8(0)? {
+        0 => Field::Sport,
+        1 => Field::Dport,
+        _ => return Some(vec![unknown("multiport, either port")]),
+    };
+    Some(vec![is(field, None, values, b.u8(47)? != 0)])
+}
+
+/// `struct xt_conntrack_mtinfo1` to `3`
+fn conntrack(b: &Blob<'_>, family: TableFamily, revision: u32) -> Option<Vec<Op>> {
+    let (flags, invert) = (b.u16(146)?, b.u16(148)?);
+    let (state, status) = if revision == 1 {
+        (u16::from(b.u8(150)?), u16::from(b.u8(151)?))
+    } else {
+        (b.u16(150)?, b.u16(152)?)
+    };
+    let mut ops = Vec::new();
+    if flags & 0x1 != 0 {
+        // IP_CT_NUMBER is 5: SNAT bit 6, DNAT bit 7, UNTRACKED bit 8; below as in NF_CT_STATE_*.
+        let virtual_bits = state & 0xc0;
+        let real = u64::from(state & 0x0f) | if state & 0x100 != 0 { 64 } else { 0 };
+        let negated = invert & 0x1 == 0;
+        let zero = vec![Value::Number(0, 0)];
+        ops.push(match (real, virtual_bits) {
+            (0, 0) => return None,
+            (real, 0) => is(Field::CtState, Some(real), zero, negated),
+            // IPS_SRC_NAT 0x10, IPS_DST_NAT 0x20
+            (0, bits) => is(Field::CtStatus, Some(u64::from(bits >> 2)), zero, negated),
+            _ => unknown("conntrack state or nat"),
+        });
+    }
+    if flags & 0x2 != 0 {
+        let protocol = u64::from(b.u16(136)?);
+        let value = vec![Value::Number(protocol, protocol)];
+        ops.push(is(Field::L4proto, None, value, invert & 0x2 != 0));
+    }
+    if flags & 0x8 != 0 {
+        ops.push(match prefix(family, b.bytes(32, 16)?, b.bytes(48, 16)?) {
+            Some(net) => {
+                is(Field::CtOriginalDaddr, None, vec![Value::Prefix(net)], invert & 0x8 != 0)
+            }
+            None => unknown("conntrack original destination by mask"),
+        });
+    }
+    if flags & 0x40 != 0 {
+        let mask = Some(u64::from(status));
+        let negated = invert & 0x40 == 0;
+        ops.push(is(Field::CtStatus, mask, vec![Value::Number(0, 0)], negated));
+    }
+    // Everything else: original source, reply addresses, expiry, ports, direction.
+    for (bit, what) in [
+        (0x4, "conntrack original source"),
+        (0x10, "conntrack reply source"),
+        (0x20, "conntrack reply destination"),
+        (0x80, "conntrack expiry"),
+        (0xf00, "conntrack ports"),
+        (0x1000, "conntrack direction"),
+        (0xc000 & !0x2000, "conntrack"),
+    ] {
+        if flags & bit != 0 {
+            ops.push(unknown(what));
+        }
+    }
+    Some(ops)
+}
+
+fn prefix(family: TableFamily, address: &[u8], mask: &[u8]) -> Option<IpNet> {
+    match family {
+        TableFamily::Ip => {
+            let address = Ipv4Addr::from(*address.first_chunk::<4>()?);
+            let mask = Ipv4Addr::from(*mask.first_chunk::<4>()?);
+            Ipv4Net::with_netmask(address, mask).ok().map(|n| n.trunc().into())
+        }
+        TableFamily::Ip6 => {
+            let address = Ipv6Addr::from(*address.first_chunk::<16>()?);
+            let mask = Ipv6Addr::from(*mask.first_chunk::<16>()?);
+            Ipv6Net::with_netmask(address, mask).ok().map(|n| n.trunc().into())
+        }
+        _ => None,
+    }
+}
+
+/// `struct xt_state_info`: UNTRACKED is bit 6 here.
+fn state(b: &Blob<'_>) -> Option<Vec<Op>> {
+    let mask = Some(u64::from(b.u32(0)?) & 0x4f);
+    Some(vec![is(Field::CtState, mask, vec![Value::Number(0, 0)], true)])
+}
+
+/// `struct xt_statistic_info`
+fn statistic(b: &Blob<'_>) -> Option<Vec<Op>> {
+    let (mode, flags) = (b.u16(0)?, b.u16(2)?);
+    let inverted = flags & 1 != 0;
+    match mode {
+        0 => {
+            let numerator = b.u32(4)?.min(1 << 31);
+            let numerator = if inverted { (1 << 31) - numerator } else { numerator };
+            Some(vec![Op::Probability { numerator }])
+        }
+        1 if !inverted => {
+            // The kernel counts from 0 up to this number.
+            let every = b.u32(4)?.saturating_add(1);
+            Some(vec![Op::Nth { every }])
+        }
+        1 => Some(vec![unknown("statistic nth, inverted")]),
+        _ => None,
+    }
+}
+
+/// `struct xt_recent_mtinfo`, `_v1`
+fn recent(b: &Blob<'_>, family: TableFamily, revision: u32) -> Option<Vec<Op>> {
+    let (seconds, hits) = (b.u32(0)?, b.u32(4)?);
+    let (check, invert) = (b.u8(8)?, b.u8(9)?);
+    let list: Arc<str> = text(b.bytes(10, 200)?).into();
+    let destination = b.u8(210)? != 0;
+    let width = if family == TableFamily::Ip6 { 16 } else { 4 };
+    let masked = revision == 1 && b.bytes(212, width)?.iter().any(|byte| *byte != 0xff);
+    if invert != 0 || destination || masked || hits != 0 {
+        return Some(vec![unknown(&format!("recent {list}"))]);
+    }
+    let seconds = if seconds == 0 { None } else { Some(seconds) };
+    // XT_RECENT_*: CHECK 1, SET 2, UPDATE 4; REAP 32 only tidies up
+    match check & !32 {
+        1 => Some(vec![Op::AffinityCheck { list, seconds }]),
+        2 => Some(vec![Op::AffinityUpdate { list }]),
+        4 => Some(vec![
+            Op::AffinityCheck { list: list.clone(), seconds },
+            Op::AffinityUpdate { list },
+        ]),
+        _ => Some(vec![unknown(&format!("recent {list}"))]),
+    }
+}
+
+/// `struct xt_addrtype_info`, `_v1`
+fn addrtype(b: &Blob<'_>, revision: u32) -> Option<Vec<Op>> {
+    let (source, destination) = (b.u16(0)?, b.u16(2)?);
+    let (invert_source, invert_destination, by_link) = if revision == 0 {
+        (b.u32(4)? != 0, b.u32(8)? != 0, false)
+    } else {
+        let flags = b.u32(4)?;
+        (flags & 1 != 0, flags & 2 != 0, flags & 0xc != 0)
+    };
+    if by_link {
+        return Some(vec![unknown("addrtype limited to a link")]);
+    }
+    let mut ops = Vec::new();
+    for (mask, field, negated) in [
+        (source, Field::SaddrType, invert_source),
+        (destination, Field::DaddrType, invert_destination),
+    ] {
+        if mask != 0 {
+            let types = (0..16).filter(|bit| mask & (1 << bit) != 0);
+            let values = types.map(|t| Value::Number(t, t)).collect();
+            ops.push(is(field, None, values, negated));
+        }
+    }
+    if ops.is_empty() {
+        ops.push(Op::Nothing);
+    }
+    Some(ops)
+}
+
+/// `struct xt_mark_mtinfo1`
+fn mark(b: &Blob<'_>) -> Option<Vec<Op>> {
+    let (mark, mask) = (u64::from(b.u32(0)?), u64::from(b.u32(4)?));
+    Some(vec![is(Field::Mark, Some(mask), vec![Value::Number(mark, mark)], b.u8(8)? != 0)])
+}
+
+/// `struct xt_iprange_mtinfo`
+fn iprange(b: &Blob<'_>, family: TableFamily) -> Option<Vec<Op>> {
+    let flags = b.u8(64)?;
+    let address = |at: usize| -> Option<IpAddr> {
+        let bytes = b.bytes(at, 16)?;
+        match family {
+            TableFamily::Ip => Some(Ipv4Addr::from(*bytes.first_chunk::<4>()?).into()),
+            TableFamily::Ip6 => Some(Ipv6Addr::from(*bytes.first_chunk::<16>()?).into()),
+            _ => None,
+        }
+    };
+    let mut ops = Vec::new();
+    if flags & 0x01 != 0 {
+        let range = vec![Value::AddressRange(address(0)?, address(16)?)];
+        ops.push(is(Field::Saddr, None, range, flags & 0x10 != 0));
+    }
+    if flags & 0x02 != 0 {
+        let range = vec![Value::AddressRange(address(32)?, address(48)?)];
+        ops.push(is(Field::Daddr, None, range, flags & 0x20 != 0));
+    }
+    Some(ops)
+}
+
+/// `struct xt_pkttype_info`
+fn pkttype(b: &Blob<'_>) -> Option<Vec<Op>> {
+    let kind = u64::from(b.u32(0)?);
+    Some(vec![is(Field::PacketType, None, vec![Value::Number(kind, kind)], b.u32(4)? != 0)])
+}

@@ -1,0 +1,272 @@
+//! What the ledger remembers: which Services the kernel had fulfilled, and what healed and came back.
+
+use super::{Context, Open};
+use crate::address::{Family, Frontend};
+use crate::finding::{Difference, Fact, FindingKind};
+use crate::limits;
+use crate::name::ServiceName;
+use crate::table::{Action, Affinity, DesiredTable, Forwarding, SourceRanges};
+use crate::time::{Mono, Now};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::hash::{DefaultHasher, Hash, Hasher};
+
+/// Recurrence is looked for in this window, milliseconds.
+const WINDOW_MS: u64 = 600_000;
+/// And needs this much of it: 5 %.
+const RECURRING_MS: u64 = WINDOW_MS / 20;
+
+/// What is remembered of one Service. Its API objects are told apart by the view's stamp, and what
+/// they ask of this node by a digest: that also changes with the node, the proxy's configuration
+/// and other Services.
+#[derive(Clone, Copy, Debug)]
+struct Seen {
+    stamp: Option<Mono>,
+    digest: u64,
+    /// When stamp or digest last changed, as passes saw it.
+    moved: Mono,
+    /// In an earlier pass the kernel agreed with exactly this.
+    agreed: bool,
+}
+
+/// Which Services, and which absences, the kernel had fulfilled.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Services {
+    seen: BTreeMap<ServiceName, Seen>,
+    /// Frontends asked for in the pass before.
+    asked: BTreeSet<Frontend>,
+    /// Frontends no longer asked for that the kernel has not dropped yet.
+    withdrawn: BTreeSet<Frontend>,
+    /// Families read in some earlier pass.
+    read: BTreeSet<Family>,
+    previous: Option<Mono>,
+}
+
+impl Services {
+    /// Notes what moved; before the differences are taken in. True when the API's objects of some
+    /// Service moved in a way that changes what they ask of this node.
+    pub(super) fn observe(
+        &mut self,
+        now: Now,
+        context: &Context,
+        differences: &[Difference],
+    ) -> bool {
+        let mut api_moved = false;
+        let digests = digests(context.desired);
+        let accused = differences
+            .iter()
+            .filter_map(|d| d.fact.service.as_ref().map(|s| &s.service));
+        let names: BTreeSet<&ServiceName> = digests.keys().copied().chain(accused).collect();
+        self.seen.retain(|name, _| names.contains(name));
+        for name in names {
+            let stamp = context.view.changed.get(name).map(|t| t.mono);
+            let digest = digests.get(name).copied().unwrap_or(0);
+            let seen = self.seen.entry(name.clone()).or_insert(Seen {
+                stamp,
+                digest,
+                moved: now.mono,
+                agreed: false,
+            });
+            if (seen.stamp, seen.digest) != (stamp, digest) {
+                api_moved |= seen.stamp != stamp && seen.digest != digest;
+                *seen = Seen {
+                    stamp,
+                    digest,
+                    moved: now.mono,
+                    agreed: false,
+                };
+            }
+        }
+        let asked: BTreeSet<Frontend> = context.desired.keys().map(|(f, _)| *f).collect();
+        self.withdrawn.extend(self.asked.difference(&asked));
+        let still: BTreeSet<Frontend> = differences
+            .iter()
+            .filter(|d| d.fact.kind == FindingKind::StaleFrontend)
+            .filter_map(|d| d.fact.frontend)
+            .collect();
+        self.withdrawn.retain(|f| {
+            !asked.contains(f) && (still.contains(f) || !context.read.contains(&f.family()))
+        });
+        while self.withdrawn.len() > limits::LEDGER_FACTS {
+            self.withdrawn.pop_last();
+        }
+        self.asked = asked;
+        api_moved
+    }
+
+    /// Notes what agrees; after the differences are decided on.
+    pub(super) fn finish(&mut self, now: Now, context: &Context) {
+        for (name, seen) in &mut self.seen {
+            seen.agreed |= !context.unsettled.contains(name);
+        }
+        self.read.extend(context.read);
+        self.previous = Some(now.mono);
+    }
+
+    /// When the Service's objects, or what they ask for, last moved.
+    pub(super) fn moved_at(&self, service: &ServiceName) -> Option<Mono> {
+        self.seen.get(service).map(|s| s.moved)
+    }
+
+    /// Had the kernel fulfilled the fact in an earlier pass, with the API asking for the same?
+    pub(super) fn had_fulfilled(&self, fact: &Fact) -> bool {
+        let Some(previous) = self.previous else {
+            return false;
+        };
+        let seen = fact
+            .service
+            .as_ref()
+            .and_then(|s| self.seen.get(&s.service));
+        if let Some(seen) = seen
+            && seen.digest != 0
+        {
+            return seen.agreed;
+        }
+        // Something that nobody asks for: it was not there before, and nobody had asked for it.
+        let Some(frontend) = fact.frontend else {
+            return false;
+        };
+        let quiet = seen
+            .and_then(|s| s.stamp)
+            .is_none_or(|stamp| stamp < previous);
+        quiet && self.read.contains(&frontend.family()) && !self.withdrawn.contains(&frontend)
+    }
+}
+
+/// A digest of what each Service asks of this node; never 0.
+fn digests(desired: &DesiredTable) -> BTreeMap<&ServiceName, u64> {
+    let mut hashers: BTreeMap<&ServiceName, DefaultHasher> = BTreeMap::new();
+    for (key, answers) in desired {
+        for answer in &answers.any_of {
+            let Some(service) = &answer.service else {
+                continue;
+            };
+            let h = hashers.entry(&service.service).or_default();
+            key.hash(h);
+            answers.because.hash(h);
+            for a in &answers.any_of {
+                digest(a, h);
+            }
+        }
+    }
+    hashers
+        .into_iter()
+        .map(|(name, h)| (name, h.finish().max(1)))
+        .collect()
+}
+
+fn digest(f: &Forwarding, h: &mut DefaultHasher) {
+    // Named, so that a new field cannot be forgotten here.
+    let Forwarding {
+        service,
+        action,
+        backends,
+        affinity,
+        source_ranges,
+    } = f;
+    let _: (&Action, &Affinity, &Option<SourceRanges>) = (action, affinity, source_ranges);
+    (service, action, affinity, source_ranges, backends.len()).hash(h);
+    for b in backends {
+        (b.address, b.share.to_bits(), b.masquerade).hash(h);
+    }
+}
+
+/// Episodes of facts that healed, for ten minutes. Only those that lateness does not explain.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Healed {
+    facts: BTreeMap<Fact, Episodes>,
+}
+
+#[derive(Clone, Debug)]
+struct Episodes {
+    times: VecDeque<(Now, Mono)>,
+    last: Difference,
+}
+
+impl Healed {
+    /// The fact was contradicted from `from` until now.
+    pub(super) fn remember(&mut self, from: Now, now: Now, last: &Difference) {
+        if !self.facts.contains_key(&last.fact) && self.facts.len() >= limits::LEDGER_HEALED {
+            return;
+        }
+        let e = self
+            .facts
+            .entry(last.fact.clone())
+            .or_insert_with(|| Episodes {
+                times: VecDeque::new(),
+                last: last.clone(),
+            });
+        e.last = last.clone();
+        e.times.push_back((from, now.mono));
+        if e.times.len() > limits::LEDGER_EPISODES {
+            e.times.pop_front();
+        }
+    }
+
+    /// Drops what is older than the window.
+    pub(super) fn forget(&mut self, now: Now) {
+        self.facts.retain(|_, e| {
+            while e
+                .times
+                .front()
+                .is_some_and(|(_, to)| now.mono.since(*to) > WINDOW_MS)
+            {
+                e.times.pop_front();
+            }
+            !e.times.is_empty()
+        });
+    }
+
+    /// How long the fact was wrong within the window, milliseconds, where that is more than 5 % of it
+    /// and there was a gap. `open`: since when it is contradicted now, and whether lateness cannot
+    /// explain that.
+    pub(super) fn wrong_ms(
+        &self,
+        fact: &Fact,
+        now: Now,
+        open: Option<(Mono, bool)>,
+    ) -> Option<u64> {
+        let e = self.facts.get(fact)?;
+        let start = Mono(now.mono.0.saturating_sub(WINDOW_MS));
+        let closed: u64 = e
+            .times
+            .iter()
+            .map(|(from, to)| to.since(from.mono.max(start)))
+            .sum();
+        let (current, episodes) = match open {
+            Some((since, true)) => (now.mono.since(since.max(start)), 1),
+            _ => (0, 0),
+        };
+        let gaps = e.times.len() + episodes >= 2;
+        (gaps && closed + current > RECURRING_MS).then_some(closed + current)
+    }
+
+    /// Facts that are not contradicted now and recur all the same, with the start of the first
+    /// episode and how long they were wrong.
+    pub(super) fn recurring(
+        &self,
+        now: Now,
+        open: &BTreeMap<Fact, Open>,
+    ) -> Vec<(Difference, Now, u64)> {
+        self.facts
+            .iter()
+            .filter(|(fact, _)| !open.contains_key(fact))
+            .filter_map(|(fact, e)| {
+                let ms = self.wrong_ms(fact, now, None)?;
+                Some((e.last.clone(), e.times.front()?.0, ms))
+            })
+            .collect()
+    }
+}
+
+/// The node's own history.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct NodeHistory {
+    /// First pass.
+    pub(crate) began: Option<Mono>,
+    /// Rules of a datapath have been seen.
+    pub(crate) programmed: bool,
+    /// The Node object has been seen.
+    pub(crate) registered: bool,
+    /// Since when it is draining or gone.
+    pub(crate) leaving: Option<Mono>,
+}
