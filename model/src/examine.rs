@@ -2,6 +2,7 @@
 
 use crate::capture::{Gap, Reading, Snapshot};
 use crate::compare::{self, Comparison, clause, compare};
+use crate::desired::configuration_problems;
 use crate::finding::{Difference, Fact, Finding, FindingKind, Severity};
 use crate::limits;
 use crate::name::ServiceName;
@@ -216,24 +217,16 @@ fn cannot_judge(
     }
 }
 
-/// kube-proxy thinks that it is on another node: then it takes other endpoints for local.
+/// kube-proxy thinks that it is on another node: then it takes other endpoints for local. A hint
+/// (its ConfigMap) is not enough to say so.
 fn wrong_configuration(pass: &Pass) -> Option<Difference> {
     let config = &pass.profile.config;
-    let name = config.value.node_name.as_ref()?;
-    own_node(pass)?;
-    if config.from < LearntFrom::Flag || name.eq_ignore_ascii_case(&pass.node.name.0) {
+    let name = config.value.node_name.clone()?;
+    if config.from < LearntFrom::Flag || own_node(pass).is_none() {
         return None;
     }
-    let whose = if pass
-        .view
-        .nodes
-        .keys()
-        .any(|n| n.0.eq_ignore_ascii_case(name))
-    {
-        "another Node"
-    } else {
-        "no Node"
-    };
+    let problems = configuration_problems(pass.view, pass.node, pass.profile);
+    let says = problems.first()?.clone();
     Some(Difference {
         fact: Fact {
             kind: FindingKind::WrongConfiguration,
@@ -249,10 +242,7 @@ fn wrong_configuration(pass: &Pass) -> Option<Difference> {
             "kube-proxy's node name is {name}, the Node is {}",
             pass.node.name
         ))],
-        says: format!(
-            "kube-proxy calls its node {name}, which is the name of {whose}; this is {}: local endpoints are not seen as local",
-            pass.node.name
-        ),
+        says,
         beyond_the_api: true,
         absorbs: 0,
     })
@@ -359,5 +349,7 @@ fn verdict(report: &Report) -> String {
     )
 }
 
+#[cfg(test)]
+pub(crate) mod kit;
 #[cfg(test)]
 mod tests;

@@ -202,6 +202,11 @@ impl Healed {
         }
     }
 
+    #[cfg(test)]
+    pub(super) fn len(&self) -> usize {
+        self.facts.len()
+    }
+
     /// Drops what is older than the window.
     pub(super) fn forget(&mut self, now: Now) {
         self.facts.retain(|_, e| {

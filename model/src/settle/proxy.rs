@@ -27,6 +27,21 @@ struct Scrape {
     health: ProxyHealth,
 }
 
+/// What happened between two scrapes.
+#[derive(Clone, Copy, Debug)]
+struct Between {
+    restarted: bool,
+    jumped: bool,
+    per_family: bool,
+}
+
+/// Did the wall clock move otherwise than the one that never goes back?
+fn jumped(from: Now, to: Now) -> bool {
+    let wall = i128::from(to.wall.0) - i128::from(from.wall.0);
+    let mono = i128::from(to.mono.0) - i128::from(from.mono.0);
+    (wall - mono).unsigned_abs() > u128::from(JUMP_MS)
+}
+
 /// The longest recent sync, in two buckets so that it is forgotten.
 #[derive(Clone, Copy, Debug, Default)]
 struct Longest {
@@ -49,6 +64,8 @@ pub(super) struct Syncs {
     restarted: Option<Mono>,
     /// Per family: end of the last sync, and since when something is queued after it.
     queued: BTreeMap<Family, (u64, Now)>,
+    /// Per family: the last queueing known when the wall clock jumped.
+    before_jump: BTreeMap<Family, Option<u64>>,
     /// Since when the change counters stand still.
     still: Option<Mono>,
     /// Since when the API has moved on without their moving.
@@ -74,30 +91,30 @@ impl Syncs {
             };
         }
         let last = self.last.take();
-        let restarted = last
-            .as_ref()
-            .is_some_and(|l| l.health.started != health.started);
-        if restarted {
+        let between = Between {
+            restarted: last
+                .as_ref()
+                .is_some_and(|l| l.health.started != health.started),
+            jumped: last.as_ref().is_some_and(|l| jumped(l.at, now)),
+            per_family: health.per_family,
+        };
+        if between.restarted {
             self.restarted = Some(now.mono);
             self.queued.clear();
         }
-        if let Some(last) = &last {
-            for (family, times) in &health.families {
+        for (family, times) in &health.families {
+            if between.jumped {
+                self.before_jump.insert(*family, times.last_queued);
+                self.queued.remove(family);
+            }
+            if let Some(last) = &last {
                 let before = last
                     .health
                     .families
                     .get(family)
                     .copied()
                     .unwrap_or_default();
-                self.one_family(
-                    now,
-                    last.at,
-                    *family,
-                    before,
-                    *times,
-                    health.per_family,
-                    restarted,
-                );
+                self.one_family(now, *family, before, *times, between);
             }
         }
         for (family, times) in &health.families {
@@ -106,7 +123,7 @@ impl Syncs {
         let same = last
             .as_ref()
             .is_some_and(|l| l.health.changes_total == health.changes_total);
-        if !same || restarted || health.changes_total.is_none() {
+        if !same || between.restarted || health.changes_total.is_none() {
             self.still = Some(now.mono);
             self.unheard = None;
         }
@@ -116,38 +133,30 @@ impl Syncs {
         });
     }
 
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "two scrapes of one family, side by side"
-    )]
     fn one_family(
         &mut self,
         now: Now,
-        last_at: Now,
         family: Family,
         before: SyncTimes,
         times: SyncTimes,
-        per_family: bool,
-        restarted: bool,
+        between: Between,
     ) {
         let (Some(end), Some(sum)) = (times.last_sync_end, times.duration_sum_ms) else {
             return;
         };
         // A new process counts from nothing: all that it counted is an upper bound.
         let growth = match before.duration_sum_ms {
-            Some(old) if !restarted && old <= sum => sum - old,
+            Some(old) if !between.restarted && old <= sum => sum - old,
             _ => sum,
         };
         let growth = growth.ceil().max(0.0) as u64;
         self.longest.current = self.longest.current.max(growth);
-        if before.last_sync_end == Some(end) || !per_family {
+        if before.last_sync_end == Some(end) || !between.per_family {
             return;
         }
         // kube-proxy's times are of the wall clock. Where that jumped between the scrapes they say
         // nothing; the next sync will.
-        let wall = now.wall.0 as i128 - last_at.wall.0 as i128;
-        let mono = now.mono.0 as i128 - last_at.mono.0 as i128;
-        if (wall - mono).unsigned_abs() > u128::from(JUMP_MS) || end > now.wall.0 {
+        if between.jumped || end > now.wall.0 {
             return;
         }
         let ended = now.mono.0.saturating_sub(now.wall.0 - end);
@@ -161,6 +170,10 @@ impl Syncs {
             self.queued.remove(&family);
             return;
         };
+        // Queued by a clock that has jumped since: not to be held against a sync by the new one.
+        if self.before_jump.get(&family) == Some(&Some(queued)) {
+            return;
+        }
         match self.queued.get(&family) {
             Some((known, _)) if *known == end && queued > end => {}
             _ if queued > end => {
