@@ -300,7 +300,7 @@ fn nftables(netns: &Netns, damage: Damage) -> Result<()> {
         Damage::RangeWidened => {
             let chain = table.chain("firewall-", "ranges")?;
             let (handle, rule) = table.rules(chain)?.into_iter().next().context("it has a rule")?;
-            let wider = rule.replace("203.0.113.0/24", "203.0.112.0/23");
+            let wider = rule.replace("203.0.113.0/24", "{ 192.0.2.0/24, 203.0.113.0/24 }");
             table.change(&format!("replace rule ip kube-proxy {chain} handle {handle} {wider}"))
         }
         Damage::MasqueradeDeleted => {

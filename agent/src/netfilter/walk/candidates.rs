@@ -200,7 +200,7 @@ impl Named {
 /// A rule that lets its packets pass names no frontend: the health check ports (kube-proxy.md 3.3).
 fn leads_somewhere(ops: &[Op]) -> bool {
     use crate::netfilter::ruleset::Verdict::{Accept, Continue, Return};
-    !matches!(ops.iter().rfind(|op| **op != Op::Nothing), Some(Op::Verdict(Accept | Continue | Return)))
+    !matches!(ops.last(), Some(Op::Verdict(Accept | Continue | Return)))
 }
 
 /// See [`super::not_understood`].

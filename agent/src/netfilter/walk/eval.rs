@@ -367,12 +367,6 @@ impl<'a, 'p> Walker<'a, 'p> {
                         place.evidence()
                     )));
                 }
-                // The table shows what the datapath rewrites. Pod networks rewrite the source of
-                // what leaves them by rules of their own, which no Service asks for.
-                Op::Snat(_) | Op::Masquerade if !place.own => {
-                    self.note(st, place, None);
-                    return Flow::On;
-                }
                 Op::Snat(_) | Op::Masquerade => {
                     self.note(st, place, None);
                     st.masquerade = true;
@@ -419,8 +413,7 @@ impl<'a, 'p> Walker<'a, 'p> {
         pending: &mut Vec<Pending<'p>>,
     ) -> Flow<'p> {
         // A rule that only counts is the same either way.
-        let own = st.frames.last().is_some_and(|f| self.program.chains[f.chain].own);
-        if rule.ops[op + 1..].iter().all(|op| harmless(op, own)) {
+        if rule.ops[op + 1..].iter().all(harmless) {
             return Flow::On;
         }
         self.forks += 1;
@@ -437,10 +430,6 @@ impl<'a, 'p> Walker<'a, 'p> {
                     known.add(prefixes.clone(), inside);
                 }
                 let yes = self.go(yes, Some((index, op + 1)));
-                // Unknown on one side is unknown on the whole: nothing further is worth a step.
-                if let Answer::Unknown(_) = yes {
-                    return Flow::End(yes);
-                }
                 pending.push(Pending::Source { prefixes, negated, yes });
             }
             Truth::Unknown(why) => {
@@ -449,9 +438,6 @@ impl<'a, 'p> Walker<'a, 'p> {
                     st.links.push((field, value, negated));
                 }
                 let yes = self.go(yes, Some((index, op + 1)));
-                if let Answer::Unknown(_) = yes {
-                    return Flow::End(yes);
-                }
                 pending.push(Pending::Unknown(why, yes));
             }
             Truth::Yes | Truth::No => {}
@@ -474,9 +460,6 @@ impl<'a, 'p> Walker<'a, 'p> {
             self.note(st, place, Some(p));
         }
         let yes = self.go(st.clone(), Some((index, op + 1)));
-        if let Answer::Unknown(_) = yes {
-            return Flow::End(yes);
-        }
         pending.push(Pending::Chance(p, yes));
         Flow::On
     }
@@ -681,9 +664,6 @@ impl<'a, 'p> Walker<'a, 'p> {
                 }
                 _ => Answer::unknown(format!("not understood: {}", at.evidence())),
             };
-            if let Answer::Unknown(_) = answer {
-                return Flow::End(answer);
-            }
             pending.push(Pending::Chance(p.min(1.0), answer));
         }
         // An index without an element ends the rule; the next one sees the packet.
@@ -967,10 +947,7 @@ impl<'a, 'p> Walker<'a, 'p> {
 }
 
 /// Does the op leave the packet's way alone?
-fn harmless(op: &Op, own: bool) -> bool {
-    if !own && matches!(op, Op::Masquerade | Op::Snat(_)) {
-        return true;
-    }
+fn harmless(op: &Op) -> bool {
     matches!(
         op,
         Op::Match(_)

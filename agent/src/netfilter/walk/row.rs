@@ -102,14 +102,21 @@ fn plain(leaves: Plain<'_>, affinity: &[AffinityRule], owner: &dyn Owner) -> Obs
             End::Drop => "dropped",
             _ => "left alone",
         };
-        let share = format!("{:.1} % of new connections are {what}", lost.weight * 100.0);
-        evidence.insert(0, clause(&share));
-        // Who decided comes last: a foreign rule is named by the last place.
-        if let Some(place) = lost.trail.as_ref().map(|t| t.place.evidence()) {
-            if !evidence.contains(&place) {
-                evidence.push(place);
-            }
-        }
+        let mut e = lost.trail.as_ref().map_or_else(
+            || Evidence {
+                family: "".into(),
+                table: "".into(),
+                chain: "".into(),
+                handle: None,
+                element: None,
+                says: "".into(),
+            },
+            |t| t.place.evidence(),
+        );
+        e.says = format!("{:.1} % of new connections are {what}: {}", lost.weight * 100.0, e.says)
+            .trim_end_matches([':', ' '])
+            .into();
+        evidence.insert(0, e);
     }
     evidence.truncate(EVIDENCE_PER_ROW);
     let mut backends = Vec::with_capacity(forward.len());
@@ -122,7 +129,14 @@ fn plain(leaves: Plain<'_>, affinity: &[AffinityRule], owner: &dyn Owner) -> Obs
             masquerade: leaf.masquerade,
         });
         backend_evidence.push(leaf.translated.map_or_else(
-            || clause(&format!("translated to {address}")),
+            || Evidence {
+                family: "".into(),
+                table: "".into(),
+                chain: "".into(),
+                handle: None,
+                element: None,
+                says: format!("translated to {address}").into(),
+            },
             |p| p.evidence(),
         ));
     }
@@ -137,18 +151,6 @@ fn plain(leaves: Plain<'_>, affinity: &[AffinityRule], owner: &dyn Owner) -> Obs
         decided_by,
         evidence,
         backend_evidence,
-    }
-}
-
-/// Evidence that stands nowhere.
-fn clause(says: &str) -> Evidence {
-    Evidence {
-        family: "".into(),
-        table: "".into(),
-        chain: "".into(),
-        handle: None,
-        element: None,
-        says: says.into(),
     }
 }
 

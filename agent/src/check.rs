@@ -1,0 +1,140 @@
+//! `check` and `table`: one answer, and an exit code that a pipeline can trust.
+
+use crate::config::{CheckFlags, Output, Side, TableFlags};
+use crate::pass::{Looker, Passed};
+use crate::world::World;
+use model::finding::Severity;
+
+use model::report::{self, Report, check_json, check_text, exit_code, table_json, table_text};
+use std::io::Write;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// Between two readings.
+const APART: Duration = Duration::from_secs(1);
+/// The API server, or the files, must have been read by then.
+const LISTED: Duration = Duration::from_secs(30);
+/// Readings that a verdict needs at least: a difference counts when a second one confirms it.
+const READINGS: u64 = 2;
+/// Readings that fail in a row until that is the answer.
+const UNREAD: u64 = 3;
+
+/// Runs `check`; gives its exit code.
+pub async fn check(flags: CheckFlags) -> anyhow::Result<u8> {
+    let began = Instant::now();
+    let world = World::start(&flags.source).await?;
+    let ready = world
+        .ready(LISTED.min(flags.wait.max(Duration::from_secs(5))))
+        .await;
+    let mut looker = Looker::new(flags.source.node.clone());
+    let mut readings = 0;
+    let mut unread = 0;
+    let report = loop {
+        let (passed, back) = look(&world, looker).await;
+        looker = back;
+        readings += 1;
+        unread = if passed.unread { unread + 1 } else { 0 };
+        let report = passed.examined.report;
+        let over = began.elapsed() >= flags.wait;
+        let converging = report
+            .converging
+            .iter()
+            .any(|f| f.severity >= Severity::Warning);
+        // What cannot be read now may be in a moment (a torn reading). What cannot be read several
+        // times stays so.
+        let done = if passed.unread {
+            unread >= UNREAD || over
+        } else {
+            !converging || over
+        };
+        if !ready || done && readings >= READINGS {
+            break report;
+        }
+        let refresh = passed.examined.refresh;
+        if !refresh.is_empty() {
+            let done = world.refresh(refresh).await;
+            looker.refreshed(done);
+        }
+        tokio::time::sleep(APART).await;
+    };
+    print(flags.output, &check_json(&report), || check_text(&report))?;
+    if flags.output == Output::Json {
+        explain(&report);
+    }
+    Ok(exit_code(&report))
+}
+
+/// Runs `table`; gives its exit code.
+pub async fn table(flags: TableFlags) -> anyhow::Result<u8> {
+    let world = World::start(&flags.source).await?;
+    let listed = world.ready(LISTED).await;
+    let mut looker = Looker::new(flags.source.node.clone());
+    let mut tries = 0;
+    let passed = loop {
+        let (passed, back) = look(&world, looker).await;
+        looker = back;
+        tries += 1;
+        if !passed.unread || tries >= UNREAD {
+            break passed;
+        }
+        tokio::time::sleep(APART).await;
+    };
+    let report = passed.examined.report;
+    let side = match flags.side {
+        Side::Observed => report::Side::Observed,
+        Side::Desired => report::Side::Desired,
+    };
+    print(flags.output, &table_json(&report.rows, side), || {
+        table_text(&report.rows, side)
+    })?;
+    explain(&report);
+    let known = match flags.side {
+        Side::Observed => listed && !passed.unread && report.gaps.is_empty(),
+        Side::Desired => listed,
+    };
+    Ok(if known { 0 } else { 2 })
+}
+
+/// One pass, on a thread that may block.
+async fn look(world: &Arc<World>, mut looker: Looker) -> (Passed, Looker) {
+    let world = world.clone();
+    let passed = tokio::task::spawn_blocking(move || {
+        let passed = looker.pass(|| world.moment());
+        (passed, looker)
+    });
+    match passed.await {
+        Ok(passed) => passed,
+        // A panic in a pass is a fault of this program, not an answer.
+        Err(error) => std::panic::resume_unwind(error.into_panic()),
+    }
+}
+
+fn print(
+    output: Output,
+    value: &impl serde::Serialize,
+    text: impl FnOnce() -> String,
+) -> anyhow::Result<()> {
+    let mut all = match output {
+        Output::Json => serde_json::to_string_pretty(value)?,
+        Output::Text => text(),
+    };
+    if !all.ends_with('\n') {
+        all.push('\n');
+    }
+    match std::io::stdout().lock().write_all(all.as_bytes()) {
+        // Whoever read has read enough.
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        other => Ok(other?),
+    }
+}
+
+/// What could not be read, for the person at the terminal.
+fn explain(report: &Report) {
+    for gap in &report.gaps {
+        eprintln!(
+            "vipwitness-agent: {}: {}",
+            gap.what.escape_debug(),
+            gap.why.escape_debug()
+        );
+    }
+}

@@ -1,0 +1,150 @@
+//! Flags.
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use model::name::NodeName;
+use model::profile::Version;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// An independent witness of every Kubernetes Service address on this node.
+#[derive(Debug, Parser)]
+#[command(name = "vipwitness-agent", version, about)]
+pub struct Flags {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Look again and again, and report to the aggregator.
+    Run(RunFlags),
+    /// Look until nothing is converging, say what differs, and exit: 0 agrees, 1 finding, 2 not known, 64 usage.
+    Check(CheckFlags),
+    /// Print what each destination gets.
+    Table(TableFlags),
+}
+
+/// Where API objects come from, and what is known of kube-proxy.
+#[derive(Args, Clone, Debug)]
+pub struct SourceFlags {
+    /// Name of this node's Node object.
+    #[arg(long, env = "NODE_NAME", value_parser = node_name)]
+    pub node: NodeName,
+    /// How to reach the API server; else KUBECONFIG, else in-cluster.
+    #[arg(long, value_name = "FILE", conflicts_with = "manifests")]
+    pub kubeconfig: Option<PathBuf>,
+    /// Address of the API server instead of the one in the configuration.
+    #[arg(long, value_name = "URL", conflicts_with = "manifests")]
+    pub api_server: Option<String>,
+    /// Files or directories with API objects instead of an API server (repeatable).
+    #[arg(long, value_name = "DIR|FILE")]
+    pub manifests: Vec<PathBuf>,
+    /// kube-proxy's configuration: KubeProxyConfiguration, or what /configz gives.
+    #[arg(long, value_name = "FILE")]
+    pub kube_proxy_config: Option<PathBuf>,
+    /// kube-proxy's version, where it does not say it itself.
+    #[arg(long, value_name = "X.Y")]
+    pub proxy_version: Option<Version>,
+    /// kube-proxy's metricsBindAddress.
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:10249")]
+    pub proxy_metrics: SocketAddr,
+    /// kube-proxy's healthzBindAddress.
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:10256")]
+    pub proxy_healthz: SocketAddr,
+    /// With manifests: expect a running kube-proxy all the same.
+    #[arg(long)]
+    pub expect_proxy: bool,
+    /// Directory for the addresses of the API server, for restarts on a broken node.
+    #[arg(long, value_name = "DIR")]
+    pub state_dir: Option<PathBuf>,
+}
+
+/// Flags of `run`.
+#[derive(Args, Debug)]
+pub struct RunFlags {
+    /// Where from.
+    #[command(flatten)]
+    pub source: SourceFlags,
+    /// Where to report to (repeatable: every replica gets every report).
+    #[arg(long, value_name = "HOST:PORT")]
+    pub aggregator: Vec<String>,
+    /// ServiceAccount token with the aggregator's audience.
+    #[arg(long, value_name = "FILE")]
+    pub token_file: Option<PathBuf>,
+    /// Shortest time between two looks.
+    #[arg(long, value_name = "DURATION", default_value = "1s", value_parser = duration)]
+    pub interval: Duration,
+    /// Percent of one core that looking may take in the long run.
+    #[arg(long, value_name = "PERCENT", default_value_t = 2.0, value_parser = percent)]
+    pub cpu_budget: f64,
+}
+
+/// Flags of `check`.
+#[derive(Args, Debug)]
+pub struct CheckFlags {
+    /// Where from.
+    #[command(flatten)]
+    pub source: SourceFlags,
+    /// How long something may go on converging.
+    #[arg(long, value_name = "DURATION", default_value = "90s", value_parser = duration)]
+    pub wait: Duration,
+    /// Form of the answer.
+    #[arg(long, value_enum, default_value_t = Output::Text)]
+    pub output: Output,
+}
+
+/// Flags of `table`.
+#[derive(Args, Debug)]
+pub struct TableFlags {
+    /// Where from.
+    #[command(flatten)]
+    pub source: SourceFlags,
+    /// What the kernel does, or what the API asks for.
+    #[arg(long, value_enum, default_value_t = Side::Observed)]
+    pub side: Side,
+    /// Form of the answer.
+    #[arg(long, value_enum, default_value_t = Output::Text)]
+    pub output: Output,
+}
+
+/// Form of an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Output {
+    /// For people.
+    Text,
+    /// For programs (the contract).
+    Json,
+}
+
+/// Side of a table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Side {
+    /// What the kernel does.
+    Observed,
+    /// What the API asks for.
+    Desired,
+}
+
+fn node_name(text: &str) -> Result<NodeName, String> {
+    let good = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-' || c == '.';
+    if text.is_empty() || text.len() > 253 || !text.chars().all(good) {
+        return Err("not the name of a Node".into());
+    }
+    Ok(text.into())
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    crate::proxy::config::go_duration(text)
+        .map(Duration::from_millis)
+        .ok_or_else(|| "not a duration (90s, 1m30s, 500ms)".into())
+}
+
+fn percent(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(p) if p > 0.0 && p <= 100.0 => Ok(p),
+        _ => Err("not a percentage above 0".into()),
+    }
+}

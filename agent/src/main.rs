@@ -1,0 +1,89 @@
+//! The agent: flags and wiring.
+
+#![allow(
+    missing_docs,
+    reason = "a program, not a library; modules say what they are for"
+)]
+
+mod check;
+mod clock;
+mod config;
+mod pass;
+mod proxy;
+mod run;
+mod seccomp;
+mod world;
+
+use clap::Parser;
+use config::{Command, Flags};
+use std::process::ExitCode;
+
+/// Wrong usage (contract of `check` and `table`).
+const USAGE: u8 = 64;
+/// Could not be told.
+const UNKNOWN: u8 = 2;
+
+fn main() -> ExitCode {
+    let flags = match Flags::try_parse() {
+        Ok(flags) => flags,
+        Err(error) => {
+            let help = !error.use_stderr();
+            // Nothing can be done about a terminal that is gone.
+            let _ = error.print();
+            return if help {
+                ExitCode::SUCCESS
+            } else {
+                ExitCode::from(USAGE)
+            };
+        }
+    };
+    match start(flags) {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            eprintln!("vipwitness-agent: {}", plain(&format!("{error:#}")));
+            let usage = error.downcast_ref::<world::Usage>().is_some();
+            ExitCode::from(if usage { USAGE } else { UNKNOWN })
+        }
+    }
+}
+
+fn start(flags: Flags) -> anyhow::Result<u8> {
+    let runs = matches!(flags.command, Command::Run(_));
+    let level = if runs { "info" } else { "error" };
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env()
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(level));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .init();
+    seccomp::install(!runs)?;
+    // One provider for all of TLS; the only error is that one is installed already.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()?;
+    let code = runtime.block_on(async {
+        match flags.command {
+            Command::Run(flags) => run::run(flags).await,
+            Command::Check(flags) => check::check(flags).await,
+            Command::Table(flags) => check::table(flags).await,
+        }
+    });
+    // Watches are still open and a dump may be running; neither has anything left to say.
+    runtime.shutdown_background();
+    code
+}
+
+/// Control characters, as strangers may put them into names, do not reach the terminal.
+fn plain(text: &str) -> String {
+    text.chars()
+        .map(|c| {
+            if c.is_control() && c != '\n' {
+                '\u{fffd}'
+            } else {
+                c
+            }
+        })
+        .collect()
+}

@@ -1,0 +1,137 @@
+//! `run`: looks again and again, and reports.
+
+use crate::clock;
+use crate::config::RunFlags;
+use crate::pass::Looker;
+use crate::world::World;
+use model::report::Report;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::watch;
+
+/// Longest pause that the CPU budget may cause: external damage must be seen twice soon enough.
+const PAUSE: Duration = Duration::from_secs(15);
+/// CPU time that may be used at once before the budget counts, milliseconds: the first reading of a
+/// large node, and a burst of changes.
+const BURST: f64 = 10_000.0;
+
+/// Runs until a signal comes.
+pub async fn run(flags: RunFlags) -> anyhow::Result<u8> {
+    let world = World::start(&flags.source).await?;
+    let (tell, reports) = watch::channel::<Option<Arc<Report>>>(None);
+    let node = flags.source.node.clone();
+    let (interval, budget) = (
+        flags.interval.max(Duration::from_millis(50)),
+        flags.cpu_budget / 100.0,
+    );
+    let runtime = tokio::runtime::Handle::current();
+    // A thread of its own: a dump blocks for as long as the kernel takes.
+    std::thread::Builder::new()
+        .name("look".into())
+        .spawn(move || {
+            let mut looker = Looker::new(node);
+            let mut purse = Purse::new(budget);
+            let mut said = String::new();
+            loop {
+                let passed = looker.pass(|| world.moment());
+                let report = passed.examined.report;
+                if report.verdict != said {
+                    tracing::info!(
+                        verdict = ?report.verdict,
+                        findings = report.findings.len(),
+                        converging = report.converging.len(),
+                        took_ms = report.took_ms,
+                        "pass {}",
+                        report.pass
+                    );
+                    for gap in &report.gaps {
+                        tracing::info!(what = ?gap.what, why = ?gap.why, "not read");
+                    }
+                    said.clone_from(&report.verdict);
+                }
+                if tell.send(Some(Arc::new(report))).is_err() {
+                    return;
+                }
+                if !passed.examined.refresh.is_empty() {
+                    let done = runtime.block_on(world.refresh(passed.examined.refresh));
+                    looker.refreshed(done);
+                }
+                std::thread::sleep(purse.pause().max(interval));
+            }
+        })?;
+    stopped().await?;
+    // The channel's other end ends the thread at its next report; the process does not wait for it.
+    drop(reports);
+    Ok(0)
+}
+
+async fn stopped() -> anyhow::Result<()> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut term = signal(SignalKind::terminate())?;
+    tokio::select! {
+        _ = term.recv() => {}
+        result = tokio::signal::ctrl_c() => result?,
+    }
+    Ok(())
+}
+
+/// CPU time to spend: filled by time, emptied by passes.
+struct Purse {
+    /// Milliseconds of CPU for each millisecond.
+    rate: f64,
+    left: f64,
+    cpu: u64,
+    at: model::time::Now,
+}
+
+impl Purse {
+    fn new(rate: f64) -> Purse {
+        Purse {
+            rate,
+            left: BURST,
+            cpu: clock::thread_cpu(),
+            at: clock::now(),
+        }
+    }
+
+    /// How long to wait for what was spent since the last call.
+    fn pause(&mut self) -> Duration {
+        let (cpu, at) = (clock::thread_cpu(), clock::now());
+        self.spend(
+            cpu.saturating_sub(self.cpu) as f64,
+            at.mono.since(self.at.mono) as f64,
+        );
+        (self.cpu, self.at) = (cpu, at);
+        self.wait()
+    }
+
+    fn spend(&mut self, cpu: f64, passed: f64) {
+        self.left = (self.left + passed * self.rate - cpu).min(BURST);
+    }
+
+    fn wait(&self) -> Duration {
+        if self.left >= 0.0 {
+            return Duration::ZERO;
+        }
+        Duration::from_secs_f64(-self.left / self.rate / 1_000.0).min(PAUSE)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_burst_is_free_and_then_the_budget_spaces_passes_out() {
+        let mut purse = Purse::new(0.02);
+        purse.spend(BURST, 0.0);
+        assert_eq!(purse.wait(), Duration::ZERO);
+        // 100 ms of CPU cost 5 s at 2 %.
+        purse.spend(100.0, 0.0);
+        assert_eq!(purse.wait(), Duration::from_secs(5));
+        purse.spend(0.0, 5_000.0);
+        assert_eq!(purse.wait(), Duration::ZERO);
+        purse.spend(60_000.0, 0.0);
+        assert_eq!(purse.wait(), PAUSE);
+    }
+}

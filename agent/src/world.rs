@@ -1,0 +1,329 @@
+//! What the agent knows besides the kernel: the API's objects and kube-proxy's own word.
+
+use crate::clock;
+use crate::config::SourceFlags;
+use crate::proxy::{self, Listeners, Sources};
+use cluster::door::{Door, DoorConfig};
+use cluster::said::{Collection, Said};
+use cluster::{api, manifests};
+use model::capture::Gap;
+use model::name::{NodeName, ServiceName};
+use model::profile::{ProxyHealth, ProxyProfile};
+use model::time::Now;
+use model::view::{Change, ClusterView};
+use std::collections::{BTreeMap, VecDeque};
+use std::fmt::Display;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use tokio::sync::mpsc;
+
+/// Said things that wait to be taken in; the source waits when it is full.
+const WAITING: usize = 1_024;
+/// Between two looks at kube-proxy's metrics.
+const HEALTH: Duration = Duration::from_secs(2);
+/// Objects that made no sense: how many are kept for the report, and for how long.
+const BAD: (usize, u64) = (20, 600_000);
+
+/// Something a person has to put right before anything can be looked at (exit code 64).
+#[derive(Debug)]
+pub struct Usage(pub String);
+
+impl Display for Usage {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Usage {}
+
+/// Shared by the tasks that listen and the thread that looks.
+pub struct World {
+    node: NodeName,
+    /// A running kube-proxy is expected.
+    expects_proxy: bool,
+    door: Option<Arc<Door>>,
+    inner: Mutex<Inner>,
+}
+
+#[derive(Default)]
+struct Inner {
+    view: Arc<ClusterView>,
+    /// Counts changes of the view.
+    changes: u64,
+    alive: BTreeMap<Collection, Now>,
+    lost: BTreeMap<Collection, String>,
+    bad: VecDeque<(Now, String)>,
+    sources: Sources,
+    scraped: bool,
+}
+
+/// What one pass looks at.
+pub struct Moment {
+    /// The API's objects.
+    pub view: Arc<ClusterView>,
+    /// Changes whenever the view does.
+    pub changes: u64,
+    /// Who programs the node.
+    pub profile: ProxyProfile,
+    /// kube-proxy's health, where one is expected.
+    pub proxy: Option<ProxyHealth>,
+    /// What cannot be learnt at present.
+    pub gaps: Vec<Gap>,
+}
+
+impl World {
+    /// Reads what flags name, and starts the tasks that listen. Must run inside the runtime.
+    ///
+    /// # Errors
+    /// [`Usage`] for files that cannot be used. With manifests that is any error in them: what is
+    /// left out would look stale. (Once `run` follows them, a broken file leaves the last good
+    /// content in place.)
+    pub async fn start(flags: &SourceFlags) -> anyhow::Result<Arc<World>> {
+        let by_manifests = !flags.manifests.is_empty();
+        let mut sources = Sources {
+            version: flags.proxy_version,
+            ..Sources::default()
+        };
+        if let Some(path) = &flags.kube_proxy_config {
+            let text = std::fs::read_to_string(path)
+                .map_err(|e| Usage(format!("--kube-proxy-config {}: {e}", path.display())))?;
+            let parsed = proxy::config::parse(&text)
+                .map_err(|e| Usage(format!("--kube-proxy-config {}: {e}", path.display())))?;
+            sources.file = Some(parsed);
+        }
+        if !by_manifests {
+            sources.host_name = agent::host::files::hostname().ok();
+        }
+        let (said, hears) = mpsc::channel(WAITING);
+        let mut door = None;
+        if by_manifests {
+            let paths = flags.manifests.clone();
+            let found = tokio::task::spawn_blocking(move || manifests::read(&paths)).await?;
+            if !found.errors.is_empty() {
+                let all: Vec<String> = found.errors.iter().map(ToString::to_string).collect();
+                return Err(Usage(all.join("\n")).into());
+            }
+            tokio::spawn(manifests::follow(flags.manifests.clone(), said));
+        } else {
+            let opened = Door::open(DoorConfig {
+                kubeconfig: flags.kubeconfig.clone(),
+                api_server: flags.api_server.clone(),
+                state_dir: flags.state_dir.clone(),
+            });
+            let opened = opened.await.map_err(|e| Usage(e.to_string()))?;
+            // A certificate that cannot be used is found now, not in a log an hour later.
+            opened.client().map_err(|e| Usage(e.to_string()))?;
+            tokio::spawn(api::follow(opened.clone(), flags.node.clone(), said));
+            door = Some(opened);
+        }
+        let view = ClusterView {
+            settled_facts: by_manifests,
+            ..ClusterView::default()
+        };
+        let world = Arc::new(World {
+            node: flags.node.clone(),
+            expects_proxy: !by_manifests || flags.expect_proxy,
+            door,
+            inner: Mutex::new(Inner {
+                view: Arc::new(view),
+                sources,
+                ..Inner::default()
+            }),
+        });
+        tokio::spawn(world.clone().listen(hears));
+        let listeners = Listeners {
+            metrics: flags.proxy_metrics,
+            healthz: flags.proxy_healthz,
+        };
+        tokio::spawn(world.clone().watch_proxy(listeners));
+        Ok(world)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until the first list is complete and kube-proxy was asked once, or time is up.
+    pub async fn ready(&self, longest: Duration) -> bool {
+        let wait = async {
+            loop {
+                {
+                    let inner = self.lock();
+                    if inner.view.complete && inner.scraped {
+                        return;
+                    }
+                }
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        tokio::time::timeout(longest, wait).await.is_ok()
+    }
+
+    /// What is known now.
+    pub fn moment(&self) -> Moment {
+        let now = clock::now();
+        let mut inner = self.lock();
+        while inner
+            .bad
+            .front()
+            .is_some_and(|(at, _)| now.mono.since(at.mono) > BAD.1)
+        {
+            inner.bad.pop_front();
+        }
+        let own = inner.view.nodes.get(&self.node);
+        let profile = inner.sources.profile(&self.node, own);
+        let mut gaps: Vec<Gap> = inner
+            .lost
+            .iter()
+            .filter(|(collection, _)| collection.is_required())
+            .map(|(collection, why)| Gap {
+                what: format!("API: {collection}").into(),
+                why: why.as_str().into(),
+            })
+            .collect();
+        gaps.extend(inner.bad.iter().map(|(_, why)| Gap {
+            what: "API object".into(),
+            why: why.as_str().into(),
+        }));
+        let health = || {
+            inner
+                .sources
+                .scrape
+                .as_ref()
+                .map(|s| s.health.clone())
+                .unwrap_or_default()
+        };
+        Moment {
+            view: inner.view.clone(),
+            changes: inner.changes,
+            profile,
+            proxy: self.expects_proxy.then(health),
+            gaps,
+        }
+    }
+
+    /// Fetches Services from the API server and takes them in; gives those that were fetched. With
+    /// manifests nothing has to be fetched: what the files say is all there is.
+    pub async fn refresh(&self, names: Vec<ServiceName>) -> Vec<ServiceName> {
+        let Some(door) = &self.door else { return names };
+        let mut done = Vec::new();
+        for name in names {
+            match api::get_service(door, &name).await {
+                Ok(found) => {
+                    let changes = found.changes(&self.lock().view);
+                    let mut inner = self.lock();
+                    for change in changes {
+                        inner.take(change);
+                    }
+                    inner.count_alive();
+                    done.push(name);
+                }
+                Err(why) => tracing::info!(%name, %why, "cannot fetch the Service again"),
+            }
+        }
+        done
+    }
+
+    async fn listen(self: Arc<World>, mut hears: mpsc::Receiver<Said>) {
+        while let Some(said) = hears.recv().await {
+            let now = clock::now();
+            let mut inner = self.lock();
+            match said {
+                Said::Change(change) => inner.take(change),
+                Said::Alive(collection) => {
+                    inner.alive.insert(collection, now);
+                    inner.lost.remove(&collection);
+                }
+                Said::Lost(collection, why) => {
+                    if inner.lost.get(&collection) != Some(&why) {
+                        if collection.is_required() {
+                            tracing::warn!(%collection, why = ?why, "lost");
+                        } else {
+                            tracing::debug!(%collection, why = ?why, "cannot be read");
+                        }
+                    }
+                    inner.lost.insert(collection, why);
+                }
+                Said::Bad(why) => {
+                    tracing::warn!(why = ?why, "an object makes no sense");
+                    inner.bad.push_back((now, why));
+                    if inner.bad.len() > BAD.0 {
+                        inner.bad.pop_front();
+                    }
+                }
+                Said::ProxyConfig(text) => {
+                    inner.sources.config_map = text.and_then(|t| match proxy::config::parse(&t) {
+                        Ok(parsed) => Some(parsed),
+                        Err(why) => {
+                            tracing::warn!(why = ?why, "ConfigMap kube-system/kube-proxy");
+                            None
+                        }
+                    });
+                }
+            }
+            inner.count_alive();
+        }
+    }
+
+    async fn watch_proxy(self: Arc<World>, at: Listeners) {
+        loop {
+            let fresh = proxy::scrape(at).await;
+            {
+                let mut inner = self.lock();
+                inner.scraped = true;
+                let known = inner.sources.scrape.get_or_insert_default();
+                // A kube-proxy that is gone was still the one that programmed the node.
+                if fresh.runs {
+                    *known = fresh;
+                } else {
+                    known.health = fresh.health;
+                    known.runs = false;
+                }
+            }
+            tokio::time::sleep(HEALTH).await;
+        }
+    }
+}
+
+impl Inner {
+    fn take(&mut self, change: Change) {
+        // A watch may still tell of an object's past when the object was fetched in between.
+        if let Change::Service(new) = &change
+            && let Some(old) = self.view.services.get(&new.name)
+            && old.uid == new.uid
+            && is_older(&new.resource_version, &old.resource_version)
+        {
+            return;
+        }
+        if let Change::Slice(new) = &change
+            && let Some(old) = self.view.slices.get(&new.name)
+            && is_older(&new.resource_version, &old.resource_version)
+        {
+            return;
+        }
+        Arc::make_mut(&mut self.view).apply(change, clock::now());
+        self.changes += 1;
+    }
+
+    /// The view is as current as the collection that was heard of longest ago.
+    fn count_alive(&mut self) {
+        let required = [Collection::Services, Collection::Slices];
+        let all: Option<Vec<Now>> = required
+            .iter()
+            .map(|c| self.alive.get(c).copied())
+            .collect();
+        let as_of = all.and_then(|all| all.into_iter().min());
+        if self.view.as_of != as_of {
+            Arc::make_mut(&mut self.view).as_of = as_of;
+        }
+    }
+}
+
+/// Resource versions of one collection are comparable numbers (KEP-5504); what is no number is not
+/// compared.
+fn is_older(new: &str, old: &str) -> bool {
+    match (new.parse::<u128>(), old.parse::<u128>()) {
+        (Ok(new), Ok(old)) => new < old,
+        _ => false,
+    }
+}
