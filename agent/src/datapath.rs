@@ -158,7 +158,8 @@ pub fn snapshot(
     let (unknown_in_own_rules, unknown_in_foreign_rules) = walk::not_understood(ruleset, owner);
     let mut gaps: Vec<Gap> = Vec::new();
     for table in &ruleset.tables {
-        for set in table.sets.values() {
+        // What packets fill is traffic, not configuration: it is not read on purpose, so no gap.
+        for set in table.sets.values().filter(|set| !set.dynamic) {
             if let Some(why) = &set.unread {
                 gaps.push(Gap {
                     what: format!("set {} {} {}", table.family.word(), table.name, set.name).into(),

@@ -140,13 +140,18 @@ fn conntrack(b: &Blob<'_>, family: TableFamily, revision: u32) -> Option<Vec<Op>
         let real = u64::from(state & 0x0f) | if state & 0x100 != 0 { 64 } else { 0 };
         let negated = invert & 0x1 == 0;
         let zero = vec![Value::Number(0, 0)];
-        ops.push(match (real, virtual_bits) {
+        let of_state = |negated| is(Field::CtState, Some(real), zero.clone(), negated);
+        // IPS_SRC_NAT 0x10, IPS_DST_NAT 0x20
+        let status_bits = u64::from(virtual_bits >> 2);
+        let of_status = |negated| is(Field::CtStatus, Some(status_bits), zero.clone(), negated);
+        match (real, virtual_bits) {
             (0, 0) => return None,
-            (real, 0) => is(Field::CtState, Some(real), zero, negated),
-            // IPS_SRC_NAT 0x10, IPS_DST_NAT 0x20
-            (0, bits) => is(Field::CtStatus, Some(u64::from(bits >> 2)), zero, negated),
-            _ => unknown("conntrack state or nat"),
-        });
+            (_, 0) => ops.push(of_state(negated)),
+            (0, _) => ops.push(of_status(negated)),
+            // `! --ctstate RELATED,ESTABLISHED,DNAT` of KUBE-FIREWALL: none of the bits of either.
+            _ if !negated => ops.extend([of_state(false), of_status(false)]),
+            _ => ops.push(unknown("conntrack state or nat")),
+        }
     }
     if flags & 0x2 != 0 {
         let protocol = u64::from(b.u16(136)?);
