@@ -3,3 +3,4 @@
 pub mod datapath;
 pub mod host;
 pub mod netfilter;
+pub mod uplink;

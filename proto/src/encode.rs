@@ -9,6 +9,8 @@ use model::finding::{Evidence, Finding, FindingKind, Severity};
 use model::name::ServicePortName;
 use model::report::{Judged, NodeState, NotJudged, Report, Row};
 use model::table::{Action, Affinity, Because, Forwarding, Masquerade, OneOf, SourceRanges};
+use model::time::Millis;
+use prost::Message;
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
@@ -296,4 +298,18 @@ fn cut(s: &str, bytes: usize) -> String {
         end -= 1;
     }
     format!("{}…", &s[..end])
+}
+
+/// The message that carries a report. One that is larger than [`limits::MESSAGE_BYTES`] or has more
+/// rows than [`limits::ROWS`] goes without its rows, and says so in a gap.
+pub fn message(r: &Report, sent_at: Millis) -> v1::AgentMessage {
+    let mut wire = report(r);
+    if wire.rows.len() > limits::ROWS || wire.encoded_len() > limits::MESSAGE_BYTES - 1024 {
+        let why = format!("{} rows are too many to send; the findings are whole", wire.rows.len());
+        wire = without_rows(wire, &why);
+    }
+    v1::AgentMessage {
+        message: Some(v1::agent_message::Message::Report(wire)),
+        sent_at_ms: sent_at.0,
+    }
 }
