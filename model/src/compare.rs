@@ -36,8 +36,13 @@ pub struct Comparison {
     pub unsettled: BTreeSet<ServiceName>,
 }
 
-/// Names of the datapaths whose rows can be judged.
-const COVERED: [&str; 2] = ["kube-proxy/nftables", "kube-proxy/iptables-nft"];
+/// Names of the datapaths whose rows can be judged; without a backend's name: none of its rules is
+/// there.
+const COVERED: [&str; 3] = [
+    "kube-proxy/nftables",
+    "kube-proxy/iptables-nft",
+    "kube-proxy/iptables",
+];
 
 /// Is somebody in charge whose rows can be judged?
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,33 +52,51 @@ enum Charge {
     Nobody,
 }
 
-fn charge(snapshot: &Snapshot, profile: &ProxyProfile) -> Charge {
-    if let Some(d) = snapshot
+fn charge(snapshot: &Snapshot, profile: &ProxyProfile, programmed_before: bool) -> Charge {
+    let named = snapshot
         .datapaths
         .iter()
-        .find(|d| d.state == DatapathState::InCharge)
-    {
-        let covered = COVERED.contains(&&*d.name);
-        return if covered {
-            Charge::Covered
-        } else {
-            Charge::NotCovered
+        .find(|d| d.state == DatapathState::InCharge);
+    if is_programmed(snapshot) {
+        return match named {
+            Some(d) if COVERED.contains(&&*d.name) => Charge::Covered,
+            Some(_) => Charge::NotCovered,
+            None => Charge::Nobody,
         };
     }
-    // Nothing of it is in the kernel, and yet kube-proxy itself (or the operator) says that it is
-    // in charge: then everything is missing, which must not look like a node without kube-proxy.
-    match &profile.mode {
-        Some(mode) if mode.from >= LearntFrom::Flag => match mode.value {
-            ProxyMode::Iptables | ProxyMode::Nftables => Charge::Covered,
-            ProxyMode::Ipvs => Charge::NotCovered,
-        },
+    // Nothing of it is in the kernel: everything is missing, or kube-proxy does not run here at all.
+    // A hint (a ConfigMap that an earlier kube-proxy left) cannot tell; what was seen before can,
+    // and so can kube-proxy itself. Its rules of iptables mode may be those of iptables-legacy.
+    let mode = profile.mode.as_ref();
+    let told = mode.is_some_and(|m| m.from >= LearntFrom::Flag);
+    match mode.map(|m| m.value) {
+        Some(ProxyMode::Ipvs) if told => Charge::NotCovered,
+        Some(ProxyMode::Nftables) if told || (programmed_before && named.is_some()) => {
+            Charge::Covered
+        }
+        Some(ProxyMode::Iptables) if programmed_before && (told || named.is_some()) => {
+            Charge::Covered
+        }
         _ => Charge::Nobody,
     }
 }
 
+/// Is anything of a datapath in the kernel?
+pub(crate) fn is_programmed(snapshot: &Snapshot) -> bool {
+    snapshot.hooks.iter().any(|h| h.present)
+        || snapshot
+            .tables
+            .values()
+            .any(|t| t.read().is_some_and(has_rules))
+}
+
 /// Is a datapath in charge whose rows can be judged?
-pub(crate) fn is_covered(snapshot: &Snapshot, profile: &ProxyProfile) -> bool {
-    charge(snapshot, profile) == Charge::Covered
+pub(crate) fn is_covered(
+    snapshot: &Snapshot,
+    profile: &ProxyProfile,
+    programmed_before: bool,
+) -> bool {
+    charge(snapshot, profile, programmed_before) == Charge::Covered
 }
 
 /// Everything that a comparison looks at.
@@ -84,16 +107,19 @@ struct Input<'a> {
     node: &'a NodeView,
     profile: &'a ProxyProfile,
     view: &'a ClusterView,
+    programmed_before: bool,
 }
 
 /// Compares what should be with what was read. The snapshot must be older than the view and the
 /// view complete; `desired` is what [`crate::desired`] makes of `view`, `node` and `profile`.
+/// `programmed_before`: rules of a datapath have been seen on this node.
 pub fn compare(
     desired: &DesiredTable,
     snapshot: &Snapshot,
     node: &NodeView,
     profile: &ProxyProfile,
     view: &ClusterView,
+    programmed_before: bool,
 ) -> Comparison {
     let input = Input {
         desired,
@@ -101,6 +127,7 @@ pub fn compare(
         node,
         profile,
         view,
+        programmed_before,
     };
     let mut out = Collected::default();
     for family in Family::ALL {
@@ -202,7 +229,7 @@ fn one_family(input: Input, family: Family, out: &mut Collected) {
         Some(Reading::Failed(gap)) => return node::unreadable(&wanted, family, Some(gap), out),
         None => return node::unreadable(&wanted, family, None, out),
     };
-    match charge(input.snapshot, input.profile) {
+    match charge(input.snapshot, input.profile, input.programmed_before) {
         Charge::Covered => {}
         Charge::NotCovered => {
             return node::not_judged(&wanted, NotJudged::DatapathNotCovered, out);
@@ -245,7 +272,7 @@ fn one_family(input: Input, family: Family, out: &mut Collected) {
 }
 
 /// Does any rule of the datapath decide anything?
-pub(crate) fn has_rules(table: &ForwardingTable) -> bool {
+fn has_rules(table: &ForwardingTable) -> bool {
     table
         .rows
         .values()
@@ -326,7 +353,11 @@ fn one_pair(input: Input, rows: &Rows, key: Key, out: &mut Collected) {
             &nothing
         }
     };
-    if wanted.is_none() && observed.decided_by == DecidedBy::Foreign {
+    let unknown = matches!(observed.forwarding.action, Action::Unknown(_));
+    if wanted.is_none()
+        && (observed.decided_by == DecidedBy::Foreign
+            || (unknown && observed.decided_by == DecidedBy::Nobody))
+    {
         // Somebody else's destination that no Service asks for: not this program's business.
         return;
     }

@@ -55,13 +55,16 @@ const LEAVING_MS: u64 = 600_000;
 pub fn examine(pass: &Pass, ledger: &mut Ledger) -> Examined {
     let state = state_of(pass, ledger);
     let mut gaps = pass.snapshot.gaps.clone();
-    let compared = compare(
-        pass.desired,
-        pass.snapshot,
-        pass.node,
-        pass.profile,
-        pass.view,
-    );
+    let Pass {
+        desired,
+        snapshot,
+        node,
+        profile,
+        view,
+        ..
+    } = *pass;
+    let programmed = ledger.node.programmed;
+    let compared = compare(desired, snapshot, node, profile, view, programmed);
     let total = total(&compared.judged);
 
     let mut judged;
@@ -92,7 +95,7 @@ pub fn examine(pass: &Pass, ledger: &mut Ledger) -> Examined {
             read: &read,
         };
         settled = ledger.settle(pass.now, &differences, context);
-        if compare::is_covered(pass.snapshot, pass.profile) && state != NodeState::Draining {
+        if compare::is_covered(snapshot, profile, programmed) && state != NodeState::Draining {
             let proxy = ledger.proxy(pass.now, context);
             settled.findings.extend(proxy.findings);
             settled.converging.extend(proxy.converging);
@@ -136,12 +139,7 @@ fn state_of(pass: &Pass, ledger: &mut Ledger) -> NodeState {
     let deadline = ledger.deadline_ms(pass.profile);
     let history = &mut ledger.node;
     let began = *history.began.get_or_insert(pass.now.mono);
-    history.programmed |= pass.snapshot.hooks.iter().any(|h| h.present)
-        || pass
-            .snapshot
-            .tables
-            .values()
-            .any(|t| t.read().is_some_and(compare::has_rules));
+    history.programmed |= compare::is_programmed(pass.snapshot);
     let node = own_node(pass);
     let seen_before = history.registered;
     history.registered |= node.is_some();

@@ -259,7 +259,7 @@ impl Ledger {
         let wrong = self
             .healed
             .wrong_ms(&d.fact, now, Some((open.known.mono, open.damage)));
-        if open.finding.is_none() && !(lost && !d.beyond_the_api) {
+        if open.finding.is_none() && (d.beyond_the_api || !lost) {
             open.finding = verdict(now, open, context, &self.syncs, deadline);
             if open.finding.is_none()
                 && let Some(ms) = wrong

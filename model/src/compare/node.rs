@@ -1,6 +1,6 @@
 //! What is wrong with the node as a whole, and absorbs what follows from it.
 
-use super::{Collected, Input, clause, has_rules, is_conflict, words};
+use super::{Collected, Input, clause, has_rules, is_conflict, pair, words};
 use crate::address::Family;
 use crate::capture::{Gap, Hook};
 use crate::finding::{Difference, Evidence, Fact, FindingKind, Severity};
@@ -102,11 +102,7 @@ pub(super) fn foreign_rule(
     facts: BTreeSet<Fact>,
     out: &mut Collected,
 ) {
-    let rule = observed
-        .evidence
-        .last()
-        .cloned()
-        .unwrap_or_else(|| clause("a rule that is not the datapath's"));
+    let rule = deciding(observed, answer);
     let mut fact = node_fact(FindingKind::ForeignRule, None);
     fact.detail = Some(rule.to_string().into());
     let name = match answer.service.as_ref() {
@@ -131,6 +127,22 @@ pub(super) fn foreign_rule(
         Some(key),
     );
     entry.absorbed.extend(facts);
+}
+
+/// The rule that decided: the one that translates to a backend nobody asked for, else the last one
+/// on the packet's way.
+fn deciding(observed: &Observed, answer: &Forwarding) -> Evidence {
+    let o = &observed.forwarding;
+    let translated = o
+        .backends
+        .iter()
+        .zip(&observed.backend_evidence)
+        .find(|(b, _)| pair::twin(answer, b).is_none())
+        .map(|(_, e)| e);
+    translated
+        .or(observed.evidence.last())
+        .cloned()
+        .unwrap_or_else(|| clause("a rule that is not the datapath's"))
 }
 
 /// Two Services claim one frontend: worth knowing, and no difference.

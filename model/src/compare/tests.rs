@@ -9,7 +9,7 @@ use crate::table::{Affinity, Masquerade, SourceRanges};
 use std::sync::Arc;
 
 fn compared(w: &World) -> Comparison {
-    compare(&w.desired, &w.snapshot, &w.node, &w.profile, &w.view)
+    compare(&w.desired, &w.snapshot, &w.node, &w.profile, &w.view, false)
 }
 
 fn kinds(w: &World) -> Vec<FindingKind> {
@@ -351,7 +351,7 @@ fn a_foreign_rule_is_one_difference() {
     for at in [WEB, "10.96.0.20:80/TCP"] {
         w.kernel_by(at, forward(web(), &["10.9.9.9:1"]), DecidedBy::Foreign);
         for o in w.rows(Family::V4).values_mut() {
-            o.evidence = vec![evidence("evil", "dnat to 10.9.9.9:1")];
+            o.backend_evidence = vec![evidence("evil", "dnat to 10.9.9.9:1")];
         }
     }
     let d = only(&w);
@@ -419,7 +419,27 @@ fn a_table_that_is_gone_says_so() {
     let d = only(&w);
     assert_eq!((d.fact.kind, d.absorbs), (FindingKind::HooksMissing, 1));
     assert!(d.says.contains("are gone"), "{}", d.says);
-    // Near miss: nobody says that kube-proxy is in charge here.
+    // Near misses: only a hint says that kube-proxy is in charge here; its rules of iptables mode
+    // may be iptables-legacy's.
+    for (mode, from) in [
+        (ProxyMode::Nftables, LearntFrom::ConfigMap),
+        (ProxyMode::Iptables, LearntFrom::Proxy),
+    ] {
+        w.profile.mode = Some(crate::profile::Learnt { value: mode, from });
+        w.snapshot.datapaths = vec![crate::capture::DatapathFound {
+            name: format!("kube-proxy/{mode}").into(),
+            version: None,
+            state: DatapathState::InCharge,
+            why: "a hint".into(),
+        }];
+        let c = compared(&w);
+        assert!(c.differences.is_empty());
+        assert_eq!(c.judged.unknown_reasons[&NotJudged::NoDatapath], 3);
+        // Unless they were seen before.
+        let c = compare(&w.desired, &w.snapshot, &w.node, &w.profile, &w.view, true);
+        assert_eq!(c.differences[0].fact.kind, FindingKind::HooksMissing);
+    }
+    w.snapshot.datapaths.clear();
     w.profile.mode = None;
     let c = compared(&w);
     assert!(c.differences.is_empty());
