@@ -81,9 +81,9 @@ fn udp(b: &Blob<'_>) -> Option<Vec<Op>> {
     Some(ops)
 }
 
-/// `struct xt_sctp_info`
+/// `struct xt_sctp_info`: its `chunkmap` is 64 words, one for each four of 256 chunk types.
 fn sctp(b: &Blob<'_>) -> Option<Vec<Op>> {
-    let (flags, invert) = (b.u32(60)?, b.u32(64)?);
+    let (flags, invert) = (b.u32(284)?, b.u32(288)?);
     let mut ops = vec![Op::Nothing];
     if flags & 1 != 0 {
         let field = Field::Sport;
