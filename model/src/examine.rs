@@ -160,7 +160,14 @@ fn state_of(pass: &Pass, ledger: &mut Ledger) -> NodeState {
     }
     // Manifests describe a node that has had its time.
     let young = pass.now.mono.since(began) < deadline && !pass.view.settled_facts;
-    if young && !history.programmed {
+    // And a kube-proxy that has synced and runs for longer has had it as well.
+    let settled = pass.proxy.is_some_and(|p| {
+        p.unreachable.is_none()
+            && p.started
+                .is_some_and(|t| pass.now.wall.0.saturating_sub(t) > deadline)
+            && p.families.values().any(|f| f.last_sync_end.is_some())
+    });
+    if young && !settled && !history.programmed {
         NodeState::Starting
     } else {
         NodeState::Ready

@@ -27,6 +27,11 @@ pub(super) fn contradictions(
     o: &Forwarding,
 ) -> Vec<Contradiction> {
     let mut found = Vec::new();
+    if (&d.action, &d.backends, &d.affinity, &d.source_ranges)
+        == (&o.action, &o.backends, &o.affinity, &o.source_ranges)
+    {
+        return found;
+    }
     let mut add = |kind, backend| found.push(Contradiction { kind, backend });
     if d.action != o.action {
         let kind = match (&d.action, &o.action) {

@@ -156,6 +156,11 @@ fn a_node_that_starts() {
     w.snapshot.hooks.clear();
     w.snapshot.datapaths.clear();
     w.snapshot.tables.insert(Family::V4, Reading::Absent);
+    // A kube-proxy that has been running for an hour has had its time.
+    w.pass();
+    assert_eq!(kinds(&w.pass()), [FindingKind::HooksMissing]);
+    w.ledger = Ledger::default();
+    w.proxy.as_mut().unwrap().started = Some(w.now.wall.0);
     for _ in 0..35 {
         let report = w.pass();
         assert_eq!(
