@@ -281,6 +281,10 @@ impl Ledger {
             return;
         }
         if lost && !d.beyond_the_api {
+            // When the API is back the fact is as old as that.
+            open.known = now;
+            open.steady = now.mono;
+            open.readings = 1;
             out.untold.push(d.fact.clone());
             return;
         }

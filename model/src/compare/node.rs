@@ -248,7 +248,13 @@ pub(super) fn hooks(
         (true, _) => "connections that come that way are not translated",
         (false, _) => "what it must refuse, filter or masquerade that way is not",
     };
-    let fact = node_fact(FindingKind::HooksMissing, Some(family));
+    let mut fact = node_fact(FindingKind::HooksMissing, Some(family));
+    // Another hook that is lost is another fact, with an age of its own.
+    fact.detail = Some(if gone {
+        "all".into()
+    } else {
+        names.join(", ").into()
+    });
     let absorbed: Vec<Fact> = out
         .facts
         .keys()

@@ -12,6 +12,8 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 
 /// Recurrence is looked for in this window, milliseconds.
 const WINDOW_MS: u64 = 600_000;
+/// And this many episodes: what was wrong once or twice has healed.
+const EPISODES: usize = 3;
 /// And needs this much of it: 5 %.
 const RECURRING_MS: u64 = WINDOW_MS / 20;
 
@@ -222,7 +224,7 @@ impl Healed {
     }
 
     /// How long the fact was wrong within the window, milliseconds, where that is more than 5 % of it
-    /// and there was a gap. `open`: since when it is contradicted now, and whether lateness cannot
+    /// and there were gaps. `open`: since when it is contradicted now, and whether lateness cannot
     /// explain that.
     pub(super) fn wrong_ms(
         &self,
@@ -241,7 +243,7 @@ impl Healed {
             Some((since, true)) => (now.mono.since(since.max(start)), 1),
             _ => (0, 0),
         };
-        let gaps = e.times.len() + episodes >= 2;
+        let gaps = e.times.len() + episodes >= EPISODES;
         (gaps && closed + current > RECURRING_MS).then_some(closed + current)
     }
 

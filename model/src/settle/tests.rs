@@ -348,6 +348,18 @@ fn what_heals_and_comes_back_is_recurring() {
     w.pass();
     assert_eq!(kinds(&w.pass()), []);
 
+    // Near miss: wrong twice, for a minute each.
+    let mut w = World::new();
+    w.pass();
+    for _ in 0..2 {
+        w.kernel(WEB, forward(web(), &[A]));
+        for _ in 0..30 {
+            assert!(w.pass().findings.iter().all(|f| !f.recurring));
+        }
+        w.kernel(WEB, forward(web(), &[A, B]));
+        assert_eq!(kinds(&w.pass()), []);
+    }
+
     // Near miss: a Service that changes often, and a kernel that is a little late each time.
     let mut w = World::new();
     w.pass();
@@ -397,6 +409,12 @@ fn without_the_api_only_what_it_cannot_explain_is_new() {
             3
         );
         assert_eq!(report.judged.pairs, 0);
+    }
+    // The API is back, and kube-proxy gets its time from then on.
+    w.snapshot.hooks[0] = hook("nat-prerouting -> services", true);
+    w.touch();
+    for _ in 0..30 {
+        assert_eq!(kinds(&w.pass()), []);
     }
 }
 
