@@ -289,6 +289,22 @@ fn a_deleted_service_is_late_and_an_added_frontend_is_not() {
     assert_eq!(kinds(&w.pass()), []);
     assert_eq!(kinds(&w.pass()), [FindingKind::StaleFrontend]);
 
+    // The same where the rules carry no Service's name: what was asked for a moment ago is late.
+    let nameless = || crate::table::Forwarding {
+        service: None,
+        ..forward(web(), &[A, B])
+    };
+    let mut w = World::new();
+    w.kernel(WEB, nameless());
+    w.pass();
+    w.wait(1_000);
+    w.view.apply(Change::ServiceGone(web().service), w.now);
+    w.counters(1);
+    w.unask(WEB);
+    for _ in 0..10 {
+        assert_eq!(kinds(&w.pass()), []);
+    }
+
     // Added by a stranger, with and without a Service's name on it.
     for name in [
         Some(web()),
