@@ -24,6 +24,9 @@ use std::time::Duration;
 /// A whole reading proves every few minutes that nothing changed unseen.
 const WHOLE: Duration = Duration::from_secs(180);
 
+/// Readings tried again when kube-proxy wrote during each attempt of one; it writes in bursts.
+const TORN: u32 = 3;
+
 /// One reading of the kernel.
 struct Kernel {
     ruleset: Reading<Ruleset>,
@@ -179,7 +182,13 @@ impl Looker {
             })
         };
         let mut stamp = None;
-        let ruleset = match nf_tables::read() {
+        let mut read = nf_tables::read();
+        for _ in 0..TORN {
+            if matches!(read, Err(ReadError::Torn { .. })) {
+                read = nf_tables::read();
+            }
+        }
+        let ruleset = match read {
             Ok(capture) => {
                 stamp = mark;
                 Reading::Read(nftables::decode(&capture).ruleset)

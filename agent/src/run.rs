@@ -4,6 +4,7 @@ use crate::clock;
 use crate::config::RunFlags;
 use crate::pass::Looker;
 use crate::world::World;
+use agent::uplink::{UplinkConfig, uplink};
 use model::report::Report;
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,6 +21,17 @@ pub async fn run(flags: RunFlags) -> anyhow::Result<u8> {
     let world = World::start(&flags.source).await?;
     let (tell, reports) = watch::channel::<Option<Arc<Report>>>(None);
     let node = flags.source.node.clone();
+    if flags.aggregator.is_empty() {
+        tracing::warn!("no --aggregator: findings go to the log only");
+    } else {
+        let config = UplinkConfig {
+            aggregators: flags.aggregator.clone(),
+            node: node.clone(),
+            token_file: flags.token_file.clone(),
+            version: env!("CARGO_PKG_VERSION").to_string(),
+        };
+        tokio::spawn(uplink(config, reports.clone()));
+    }
     let (interval, budget) = (
         flags.interval.max(Duration::from_millis(50)),
         flags.cpu_budget / 100.0,

@@ -2,10 +2,11 @@
 
 use crate::clock;
 use crate::config::SourceFlags;
-use crate::proxy::{self, Listeners, Sources};
+use crate::proxy::{self, Listeners, Scrape, Sources};
 use cluster::door::{Door, DoorConfig};
 use cluster::said::{Collection, Said};
 use cluster::{api, manifests};
+use futures::StreamExt;
 use model::capture::Gap;
 use model::name::{NodeName, ServiceName};
 use model::profile::{ProxyHealth, ProxyProfile};
@@ -21,6 +22,8 @@ use tokio::sync::mpsc;
 const WAITING: usize = 1_024;
 /// Between two looks at kube-proxy's metrics.
 const HEALTH: Duration = Duration::from_secs(2);
+/// Services fetched again: at once, in one pass, and how long a pass waits for them.
+const FETCH: (usize, usize, Duration) = (8, 64, Duration::from_secs(3));
 /// Objects that made no sense: how many are kept for the report, and for how long.
 const BAD: (usize, u64) = (20, 600_000);
 
@@ -203,16 +206,23 @@ impl World {
     }
 
     /// Fetches Services from the API server and takes them in; gives those that were fetched. With
-    /// manifests nothing has to be fetched: what the files say is all there is.
+    /// manifests nothing has to be fetched: what the files say is all there is. Passes wait for it,
+    /// so it ends soon whatever the API server does; the rest is asked for again.
     pub async fn refresh(&self, names: Vec<ServiceName>) -> Vec<ServiceName> {
-        let Some(door) = &self.door else { return names };
+        let Some(door) = &self.door else {
+            return names;
+        };
         let mut done = Vec::new();
-        for name in names {
-            match api::get_service(door, &name).await {
+        let answers = futures::stream::iter(names.into_iter().take(FETCH.1))
+            .map(|name| async move { (api::get_service(door, &name).await, name) })
+            .buffer_unordered(FETCH.0)
+            .take_until(tokio::time::sleep(FETCH.2));
+        futures::pin_mut!(answers);
+        while let Some((answer, name)) = answers.next().await {
+            match answer {
                 Ok(found) => {
-                    let changes = found.changes(&self.lock().view);
                     let mut inner = self.lock();
-                    for change in changes {
+                    for change in found.changes(&inner.view.clone()) {
                         inner.take(change);
                     }
                     inner.count_alive();
@@ -273,12 +283,15 @@ impl World {
                 inner.scraped = true;
                 let known = inner.sources.scrape.get_or_insert_default();
                 // A kube-proxy that is gone was still the one that programmed the node.
-                if fresh.runs {
-                    *known = fresh;
-                } else {
-                    known.health = fresh.health;
-                    known.runs = false;
-                }
+                // What one answer lacks (a listener that was slow) was said by an earlier one.
+                *known = Scrape {
+                    mode: fresh.mode.or(known.mode),
+                    version: fresh.version.or(known.version),
+                    gates: if fresh.gates.is_empty() { std::mem::take(&mut known.gates) } else { fresh.gates },
+                    config: fresh.config.or_else(|| known.config.take()),
+                    health: fresh.health,
+                    runs: fresh.runs,
+                };
             }
             tokio::time::sleep(HEALTH).await;
         }

@@ -93,96 +93,36 @@ impl Fetched {
 /// # Errors
 /// The server could not be asked, refused, or gave something that cannot be understood.
 pub async fn get_service(door: &Door, name: &ServiceName) -> Result<Fetched, String> {
-    let client = door.client().map_err(|e| e.to_string())?;
-    let path = format!(
-        "/api/v1/namespaces/{}/services/{}",
-        name.namespace, name.name
-    );
-    let service = match timeout(ANSWER, client.request::<Value>(get(&path)?)).await {
-        Err(_) => return Err(no_answer()),
-        Ok(Ok(value)) => Some(trim::service(&value).map_err(|e| e.to_string())?),
+    fetch(door, name).await.map_err(|trouble| {
+        if matches!(trouble, Trouble::Unreachable(_)) {
+            door.failed();
+        }
+        trouble.text().to_string()
+    })
+}
+
+async fn fetch(door: &Door, name: &ServiceName) -> Result<Fetched, Trouble> {
+    let client = door.client().map_err(|e| Trouble::Busy(e.to_string()))?;
+    let bad = |e: crate::field::BadObject| Trouble::Expired(e.to_string());
+    let path = format!("/api/v1/namespaces/{}/services/{}", name.namespace, name.name);
+    let request = get(&path).map_err(Trouble::Busy)?;
+    let service = match timeout(ANSWER, client.request::<Value>(request)).await {
+        Err(_) => return Err(Trouble::Unreachable(no_answer())),
+        Ok(Ok(value)) => Some(trim::service(&value).map_err(bad)?),
         Ok(Err(kube::Error::Api(status))) if status.code == 404 => None,
-        Ok(Err(error)) => return Err(error.to_string()),
+        Ok(Err(error)) => return Err(error.into()),
     };
     let path = format!(
         "/apis/discovery.k8s.io/v1/namespaces/{}/endpointslices?labelSelector=kubernetes.io%2Fservice-name%3D{}",
         name.namespace, name.name
     );
-    let page = match timeout(ANSWER, client.request::<Page>(get(&path)?)).await {
-        Err(_) => return Err(no_answer()),
-        Ok(page) => page.map_err(|e| e.to_string())?,
+    let request = get(&path).map_err(Trouble::Busy)?;
+    let page = match timeout(ANSWER, client.request::<Page>(request)).await {
+        Err(_) => return Err(Trouble::Unreachable(no_answer())),
+        Ok(page) => page?,
     };
     let slices = page.items.iter().map(trim::slice).collect::<Result<_, _>>();
-    Ok(Fetched {
-        name: name.clone(),
-        service,
-        slices: slices.map_err(|e| e.to_string())?,
-    })
-}
-
-/// Everything at once, for a single look: the changes, [`Change::Complete`] at their end, and the
-/// text of ConfigMap `kube-system/kube-proxy` where it can be read.
-///
-/// # Errors
-/// Services or EndpointSlices could not be read.
-pub async fn read(door: &Door, node: &NodeName) -> Result<(Vec<Change>, Option<String>), String> {
-    let mut changes = Vec::new();
-    let mut config = None;
-    let (mut services, mut slices) = (Vec::new(), Vec::new());
-    for collection in Collection::ALL {
-        let mut attempts = 0;
-        let items = loop {
-            match list(door, collection, node).await {
-                Ok((items, _)) => break items,
-                Err(Trouble::Refused(_)) if !collection.is_required() => break Vec::new(),
-                Err(trouble) => {
-                    attempts += 1;
-                    if attempts >= 4 || matches!(trouble, Trouble::Refused(_)) {
-                        if !collection.is_required() {
-                            break Vec::new();
-                        }
-                        return Err(format!(
-                            "{collection} from {}: {}",
-                            door.url(),
-                            trouble.text()
-                        ));
-                    }
-                    if matches!(trouble, Trouble::Unreachable(_)) {
-                        door.failed();
-                    }
-                }
-            }
-        };
-        let mut cidrs = Vec::new();
-        let there = !items.is_empty();
-        for value in items {
-            match collection {
-                Collection::Services => {
-                    services.push(trim::service(&value).map_err(|e| e.to_string())?);
-                }
-                Collection::Slices => {
-                    let slice = trim::slice(&value).map_err(|e| e.to_string())?;
-                    door.learn(&slice);
-                    slices.push(slice);
-                }
-                Collection::Node => {
-                    changes.push(Change::Node(trim::node(&value).map_err(|e| e.to_string())?));
-                }
-                Collection::ServiceCidrs => {
-                    cidrs.extend(trim::service_cidr(&value).map_err(|e| e.to_string())?.1);
-                }
-                Collection::ProxyConfigMap => {
-                    config = trim::proxy_config(&value).ok().flatten().flatten();
-                }
-            }
-        }
-        if collection == Collection::ServiceCidrs && there {
-            changes.push(Change::ServiceCidrs(cidrs));
-        }
-    }
-    changes.push(Change::Replace { services, slices });
-    changes.push(Change::Complete);
-    Ok((changes, config))
+    Ok(Fetched { name: name.clone(), service, slices: slices.map_err(bad)? })
 }
 
 /// Why a collection could not be read or followed on.
