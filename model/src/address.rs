@@ -23,7 +23,11 @@ impl Family {
 
     /// The family of an address.
     pub fn of(address: IpAddr) -> Family {
-        if address.is_ipv4() { Family::V4 } else { Family::V6 }
+        if address.is_ipv4() {
+            Family::V4
+        } else {
+            Family::V6
+        }
     }
 }
 
@@ -118,7 +122,11 @@ pub enum Frontend {
 impl Frontend {
     /// One address, protocol and port.
     pub fn port(address: IpAddr, protocol: Protocol, port: u16) -> Frontend {
-        Frontend::Port { address, protocol, port }
+        Frontend::Port {
+            address,
+            protocol,
+            port,
+        }
     }
 
     /// The family of its address.
@@ -141,13 +149,19 @@ impl Frontend {
 
     fn order(&self) -> (Family, IpAddr, u8, Option<Protocol>, u16) {
         match *self {
-            Frontend::Port { address, protocol, port } => {
-                (Family::of(address), address, 0, Some(protocol), port)
-            }
+            Frontend::Port {
+                address,
+                protocol,
+                port,
+            } => (Family::of(address), address, 0, Some(protocol), port),
             Frontend::Address(address) => (Family::of(address), address, 1, None, 0),
-            Frontend::Prefix(p) => {
-                (Family::of(p.network()), p.network(), 2, None, u16::from(p.prefix_len()))
-            }
+            Frontend::Prefix(p) => (
+                Family::of(p.network()),
+                p.network(),
+                2,
+                None,
+                u16::from(p.prefix_len()),
+            ),
         }
     }
 }
@@ -168,7 +182,11 @@ impl Ord for Frontend {
 impl fmt::Display for Frontend {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Frontend::Port { address, protocol, port } => {
+            Frontend::Port {
+                address,
+                protocol,
+                port,
+            } => {
                 write!(f, "{}/{protocol}", SocketAddr::new(*address, *port))
             }
             Frontend::Address(IpAddr::V4(a)) => write!(f, "{a}:*/*"),
@@ -195,7 +213,11 @@ impl FromStr for Frontend {
         }
         let (socket, protocol) = s.rsplit_once('/').ok_or_else(bad)?;
         let socket: SocketAddr = socket.parse().map_err(|_| bad())?;
-        Ok(Frontend::port(socket.ip(), protocol.parse()?, socket.port()))
+        Ok(Frontend::port(
+            socket.ip(),
+            protocol.parse()?,
+            socket.port(),
+        ))
     }
 }
 
@@ -257,7 +279,13 @@ mod tests {
         ] {
             assert_eq!(text.parse::<Frontend>().unwrap().to_string(), text);
         }
-        for text in ["", "10.96.0.10", "10.96.0.10:80", "10.96.0.10:80/ICMP", "x:*/*"] {
+        for text in [
+            "",
+            "10.96.0.10",
+            "10.96.0.10:80",
+            "10.96.0.10:80/ICMP",
+            "x:*/*",
+        ] {
             assert!(text.parse::<Frontend>().is_err(), "{text}");
         }
     }

@@ -1,8 +1,8 @@
 //! What could be read of a node, and what that reading can show.
 
+use crate::address::Family;
 use crate::finding::Evidence;
 use crate::table::ForwardingTable;
-use crate::address::Family;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -37,7 +37,9 @@ use std::sync::Arc;
 ///
 /// Where the mode or the version is not known, every possible one's answer is accepted.
 pub fn desired(view: &ClusterView, node: &NodeView, profile: &ProxyProfile) -> DesiredTable {
-    over_all_rules(profile, |rules| Ground::new(view, node, profile, rules).table())
+    over_all_rules(profile, |rules| {
+        Ground::new(view, node, profile, rules).table()
+    })
 }
 
 /// The rows that one Service asks for, as if no other Service claimed one of its addresses.
@@ -51,7 +53,9 @@ pub fn desired_service(
     let Some(service) = view.services.get(service) else {
         return DesiredTable::new();
     };
-    over_all_rules(profile, |rules| Ground::new(view, node, profile, rules).table_of(service))
+    over_all_rules(profile, |rules| {
+        Ground::new(view, node, profile, rules).table_of(service)
+    })
 }
 
 /// What the health check port of a Service should count: the distinct addresses of its ready
@@ -63,8 +67,16 @@ pub fn health_check_ports(
     profile: &ProxyProfile,
 ) -> BTreeMap<(ServiceName, u16), BTreeMap<Family, usize>> {
     let minor = *profile.minors().end();
-    let mode = profile.mode.as_ref().map_or(ProxyMode::Iptables, |m| m.value);
-    let ground = Ground::new(view, node, profile, Rules::of(mode, minor, &profile.config.value));
+    let mode = profile
+        .mode
+        .as_ref()
+        .map_or(ProxyMode::Iptables, |m| m.value);
+    let ground = Ground::new(
+        view,
+        node,
+        profile,
+        Rules::of(mode, minor, &profile.config.value),
+    );
     let mut all = BTreeMap::new();
     for service in view.services.values() {
         let Some(port) = ports::health_check_port(service) else {
@@ -76,7 +88,10 @@ pub fn health_check_ports(
             ready.extend(plan.local_ready.iter().copied());
         }
         if !counts.is_empty() {
-            let counts = counts.into_iter().map(|(family, ips)| (family, ips.len())).collect();
+            let counts = counts
+                .into_iter()
+                .map(|(family, ips)| (family, ips.len()))
+                .collect();
             all.insert((service.name.clone(), port), counts);
         }
     }
@@ -154,7 +169,11 @@ fn either(first: Option<DesiredTable>, second: DesiredTable, why: Because) -> De
             }
             Entry::Occupied(mut place) => {
                 for answer in other.any_of {
-                    let why = if other.because == Because::Certain { why } else { other.because };
+                    let why = if other.because == Because::Certain {
+                        why
+                    } else {
+                        other.because
+                    };
                     place.get_mut().or(answer, why);
                 }
             }
@@ -196,9 +215,17 @@ impl<'a> Ground<'a> {
         profile: &'a ProxyProfile,
         rules: Rules,
     ) -> Ground<'a> {
-        let own_name =
-            profile.config.value.node_name.clone().unwrap_or_else(|| node.name.0.clone());
-        let own = view.nodes.iter().find(|(n, _)| n.0 == own_name).map(|(_, node)| node);
+        let own_name = profile
+            .config
+            .value
+            .node_name
+            .clone()
+            .unwrap_or_else(|| node.name.0.clone());
+        let own = view
+            .nodes
+            .iter()
+            .find(|(n, _)| n.0 == own_name)
+            .map(|(_, node)| node);
         // The agent's own Node is known and kube-proxy's is another name's: kube-proxy finds none.
         let finds_none = own.is_none() && view.nodes.contains_key(&node.name);
         let zone = match own {
@@ -209,7 +236,12 @@ impl<'a> Ground<'a> {
         let node_ips = NodeIps::of(own, finds_none, profile.config.value.bind_address);
         let node_ports = Family::ALL
             .into_iter()
-            .map(|f| (f, NodePorts::of(f, node, &rules, &profile.config.value, &node_ips)))
+            .map(|f| {
+                (
+                    f,
+                    NodePorts::of(f, node, &rules, &profile.config.value, &node_ips),
+                )
+            })
             .collect();
         Ground {
             view,
@@ -238,8 +270,12 @@ impl<'a> Ground<'a> {
     }
 
     fn table(&self) -> DesiredTable {
-        let plans: Vec<PortPlan> =
-            self.view.services.values().flat_map(|s| ports::plans(self, s)).collect();
+        let plans: Vec<PortPlan> = self
+            .view
+            .services
+            .values()
+            .flat_map(|s| ports::plans(self, s))
+            .collect();
         let hairpins = self.hairpins(&plans);
         let mut table = DesiredTable::new();
         for plan in &plans {
@@ -255,12 +291,19 @@ impl<'a> Ground<'a> {
     fn table_of(&self, service: &'a Service) -> DesiredTable {
         let plans = ports::plans(self, service);
         let remote = |p: &PortPlan| {
-            p.selections.any_of.iter().any(|s| s.cluster.iter().any(|target| !target.local))
+            p.selections
+                .any_of
+                .iter()
+                .any(|s| s.cluster.iter().any(|target| !target.local))
         };
         // Other Services matter only for an endpoint that this one does not call local.
         let hairpins = if self.rules.hairpin_local_only && plans.iter().any(remote) {
-            let all: Vec<PortPlan> =
-                self.view.services.values().flat_map(|s| ports::plans(self, s)).collect();
+            let all: Vec<PortPlan> = self
+                .view
+                .services
+                .values()
+                .flat_map(|s| ports::plans(self, s))
+                .collect();
             self.hairpins(&all)
         } else {
             Hairpins::new()
@@ -316,7 +359,9 @@ impl<'a> Ground<'a> {
         };
         let translated_last = self.rules.check_before_nat && key.1 == SourceClass::Node;
         let refuses_all = |row: &OneOf<Forwarding>| {
-            row.any_of.iter().all(|f| matches!(f.action, Action::Reject | Action::None))
+            row.any_of
+                .iter()
+                .all(|f| matches!(f.action, Action::Reject | Action::None))
         };
         let old = place.get_mut();
         if !translated_last {

@@ -16,7 +16,10 @@ pub struct ServiceName {
 impl ServiceName {
     /// From its two parts.
     pub fn new(namespace: &str, name: &str) -> Self {
-        ServiceName { namespace: namespace.into(), name: name.into() }
+        ServiceName {
+            namespace: namespace.into(),
+            name: name.into(),
+        }
     }
 }
 
@@ -42,7 +45,10 @@ pub struct ServicePortName {
 impl ServicePortName {
     /// From its parts; `port` may be empty.
     pub fn new(namespace: &str, name: &str, port: &str) -> Self {
-        ServicePortName { service: ServiceName::new(namespace, name), port: port.into() }
+        ServicePortName {
+            service: ServiceName::new(namespace, name),
+            port: port.into(),
+        }
     }
 }
 
@@ -67,7 +73,9 @@ impl std::str::FromStr for ServicePortName {
 
     /// Reads the text form; the error says what is missing.
     fn from_str(s: &str) -> Result<Self, String> {
-        let (ns, rest) = s.split_once('/').ok_or_else(|| format!("{s:?} has no namespace/"))?;
+        let (ns, rest) = s
+            .split_once('/')
+            .ok_or_else(|| format!("{s:?} has no namespace/"))?;
         let (name, port) = rest.split_once(':').unwrap_or((rest, ""));
         Ok(ServicePortName::new(ns, name, port))
     }

@@ -122,9 +122,10 @@ impl LocalDetector {
     /// The CIDR used for a family: the first of that family, as `getLocalDetectors` takes it.
     pub fn cidr(&self, family: Family) -> Option<IpNet> {
         match self {
-            LocalDetector::Cidr(all) => {
-                all.iter().copied().find(|p| Family::of(p.network()) == family)
-            }
+            LocalDetector::Cidr(all) => all
+                .iter()
+                .copied()
+                .find(|p| Family::of(p.network()) == family),
             _ => None,
         }
     }

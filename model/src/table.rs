@@ -114,7 +114,9 @@ impl Forwarding {
     /// [`Masquerade::Hairpin`] where some are hairpin and the rest never; else unknown.
     pub fn masquerade(&self) -> Masquerade {
         let mut all = self.backends.iter().map(|b| b.masquerade);
-        let Some(first) = all.next() else { return Masquerade::Never };
+        let Some(first) = all.next() else {
+            return Masquerade::Never;
+        };
         all.fold(first, |word, m| match (word, m) {
             (a, b) if a == b => a,
             (Masquerade::Never, Masquerade::Hairpin) | (Masquerade::Hairpin, Masquerade::Never) => {
@@ -157,7 +159,10 @@ pub struct OneOf<T> {
 impl<T: PartialEq> OneOf<T> {
     /// Exactly one answer.
     pub fn certain(answer: T) -> OneOf<T> {
-        OneOf { any_of: vec![answer], because: Because::Certain }
+        OneOf {
+            any_of: vec![answer],
+            because: Because::Certain,
+        }
     }
 
     /// Adds a legitimate answer, with the reason; one that is there already adds nothing.
@@ -216,18 +221,22 @@ impl ForwardingTable {
     /// wildcard, else the longest prefix; `None`: the datapath leaves it alone.
     pub fn look_up(&self, frontend: Frontend, source: SourceClass) -> Option<&Observed> {
         self.rows.get(&(frontend, source)).or_else(|| {
-            self.rows.get(&(Frontend::Address(frontend.address()), source)).or_else(|| {
-                self.rows
-                    .iter()
-                    .filter_map(|((f, s), o)| match f {
-                        Frontend::Prefix(p) if *s == source && p.contains(&frontend.address()) => {
-                            Some((p.prefix_len(), o))
-                        }
-                        _ => None,
-                    })
-                    .max_by_key(|(len, _)| *len)
-                    .map(|(_, o)| o)
-            })
+            self.rows
+                .get(&(Frontend::Address(frontend.address()), source))
+                .or_else(|| {
+                    self.rows
+                        .iter()
+                        .filter_map(|((f, s), o)| match f {
+                            Frontend::Prefix(p)
+                                if *s == source && p.contains(&frontend.address()) =>
+                            {
+                                Some((p.prefix_len(), o))
+                            }
+                            _ => None,
+                        })
+                        .max_by_key(|(len, _)| *len)
+                        .map(|(_, o)| o)
+                })
         })
     }
 }

@@ -91,7 +91,11 @@ impl ClusterView {
         self.as_of = Some(now);
         match change {
             Change::Service(service) => {
-                if self.services.get(&service.name).is_none_or(|old| !same_service(old, &service)) {
+                if self
+                    .services
+                    .get(&service.name)
+                    .is_none_or(|old| !same_service(old, &service))
+                {
                     self.touch(&service.name, now);
                 }
                 self.services.insert(service.name.clone(), service);
@@ -118,11 +122,19 @@ impl ClusterView {
             Change::Complete => self.complete = true,
             Change::Replace { services, slices } => {
                 let kept: BTreeSet<ServiceName> = services.iter().map(|s| s.name.clone()).collect();
-                let gone: Vec<ServiceName> =
-                    self.services.keys().filter(|n| !kept.contains(*n)).cloned().collect();
+                let gone: Vec<ServiceName> = self
+                    .services
+                    .keys()
+                    .filter(|n| !kept.contains(*n))
+                    .cloned()
+                    .collect();
                 let kept: BTreeSet<SliceName> = slices.iter().map(|s| s.name.clone()).collect();
-                let gone_slices: Vec<SliceName> =
-                    self.slices.keys().filter(|n| !kept.contains(*n)).cloned().collect();
+                let gone_slices: Vec<SliceName> = self
+                    .slices
+                    .keys()
+                    .filter(|n| !kept.contains(*n))
+                    .cloned()
+                    .collect();
                 for name in gone {
                     self.apply(Change::ServiceGone(name), now);
                 }
@@ -144,7 +156,11 @@ impl ClusterView {
         &'a self,
         service: &ServiceName,
     ) -> impl Iterator<Item = &'a EndpointSlice> + use<'a> {
-        self.slices_of.get(service).into_iter().flatten().filter_map(|n| self.slices.get(n))
+        self.slices_of
+            .get(service)
+            .into_iter()
+            .flatten()
+            .filter_map(|n| self.slices.get(n))
     }
 
     fn put_slice(&mut self, slice: EndpointSlice, now: Now) {
@@ -156,14 +172,19 @@ impl ClusterView {
         let name = slice.name.clone();
         self.drop_slice(&name, now);
         if let Some(owner) = owner_of(&slice) {
-            self.slices_of.entry(owner.clone()).or_default().insert(name.clone());
+            self.slices_of
+                .entry(owner.clone())
+                .or_default()
+                .insert(name.clone());
             self.touch(&owner, now);
         }
         self.slices.insert(name, slice);
     }
 
     fn drop_slice(&mut self, name: &SliceName, now: Now) {
-        let Some(old) = self.slices.remove(name) else { return };
+        let Some(old) = self.slices.remove(name) else {
+            return;
+        };
         let Some(owner) = owner_of(&old) else { return };
         if let Some(names) = self.slices_of.get_mut(&owner) {
             names.remove(name);

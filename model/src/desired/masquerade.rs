@@ -37,7 +37,11 @@ pub(super) fn unless_marked(
             }
         }
     };
-    if has_rule && can_be_source { Masquerade::Hairpin } else { Masquerade::Never }
+    if has_rule && can_be_source {
+        Masquerade::Hairpin
+    } else {
+        Masquerade::Never
+    }
 }
 
 /// Is every packet of this class to a cluster IP marked?

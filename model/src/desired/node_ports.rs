@@ -13,7 +13,10 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 #[derive(Clone, Copy, Debug)]
 pub(super) enum NodeIps {
     /// At most one a family; `None`: kube-proxy works with a loopback address.
-    Known { v4: Option<IpAddr>, v6: Option<IpAddr> },
+    Known {
+        v4: Option<IpAddr>,
+        v6: Option<IpAddr>,
+    },
     /// Its Node is not in the view: any address of the node is possible.
     Unknown,
 }
@@ -26,10 +29,15 @@ impl NodeIps {
             return NodeIps::Unknown;
         }
         let first = |family| {
-            let all = own.into_iter().flat_map(|n| n.internal_ips.iter().chain(&n.external_ips));
+            let all = own
+                .into_iter()
+                .flat_map(|n| n.internal_ips.iter().chain(&n.external_ips));
             bound(family).or(all.copied().find(|a| Family::of(*a) == family))
         };
-        NodeIps::Known { v4: first(Family::V4), v6: first(Family::V6) }
+        NodeIps::Known {
+            v4: first(Family::V4),
+            v6: first(Family::V6),
+        }
     }
 
     /// The address of a family; `None` where there is none or it is not known.
@@ -152,9 +160,15 @@ impl NodePorts {
         };
         let addresses = on_links
             .into_iter()
-            .map(|address| NodePortAddr { address, served: served(&address) })
+            .map(|address| NodePortAddr {
+                address,
+                served: served(&address),
+            })
             .collect();
-        NodePorts { addresses, localhost }
+        NodePorts {
+            addresses,
+            localhost,
+        }
     }
 }
 

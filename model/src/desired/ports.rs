@@ -46,8 +46,12 @@ pub(super) fn plans<'a>(ground: &Ground<'a>, service: &'a Service) -> Vec<PortPl
             continue;
         };
         let of_family = |ip: &IpAddr| Family::of(*ip) == family;
-        let asked_external: Vec<IpAddr> =
-            service.external_ips.iter().copied().filter(of_family).collect();
+        let asked_external: Vec<IpAddr> = service
+            .external_ips
+            .iter()
+            .copied()
+            .filter(of_family)
+            .collect();
         let vips: Vec<IpAddr> = service
             .ingress
             .iter()
@@ -76,7 +80,10 @@ pub(super) fn plans<'a>(ground: &Ground<'a>, service: &'a Service) -> Vec<PortPl
             plans.push(PortPlan {
                 service,
                 port,
-                name: ServicePortName { service: service.name.clone(), port: port.name.clone() },
+                name: ServicePortName {
+                    service: service.name.clone(),
+                    port: port.name.clone(),
+                },
                 family,
                 cluster_ip,
                 external_ips: if ground.rules.external_ips {
@@ -105,10 +112,18 @@ pub(super) fn health_check_port(service: &Service) -> Option<u16> {
 /// `GetClusterIPByFamily`: the address at the family's place; without families the one there is.
 fn cluster_ip(service: &Service, family: Family) -> Option<IpAddr> {
     if service.ip_families.is_empty() {
-        return service.cluster_ip.parse().ok().filter(|ip| Family::of(*ip) == family);
+        return service
+            .cluster_ip
+            .parse()
+            .ok()
+            .filter(|ip| Family::of(*ip) == family);
     }
     let place = service.ip_families.iter().position(|f| *f == family)?;
-    service.cluster_ips.get(place).copied().filter(|ip| Family::of(*ip) == family)
+    service
+        .cluster_ips
+        .get(place)
+        .copied()
+        .filter(|ip| Family::of(*ip) == family)
 }
 
 /// The ranges of a family, aggregated. One that covers everything is no restriction: 1.34+ says so

@@ -29,7 +29,12 @@ type Rows = Vec<(Key, OneOf<Forwarding>)>;
 pub(super) fn of_plan(ground: &Ground, plan: &PortPlan, hairpins: &Hairpins) -> Rows {
     let because = plan.selections.because;
     let mut selections = plan.selections.any_of.iter().map(|selection| {
-        let maker = Maker { ground, plan, hairpins, selection };
+        let maker = Maker {
+            ground,
+            plan,
+            hairpins,
+            selection,
+        };
         let mut rows = maker.rows();
         rows.sort_by_key(|row| row.0);
         // One Service may list an address twice; the rule that comes first in it stands first here.
@@ -73,9 +78,18 @@ impl Maker<'_> {
     }
 
     fn cluster_ip(&self, rows: &mut Rows) {
-        let Maker { ground, plan, selection, .. } = self;
+        let Maker {
+            ground,
+            plan,
+            selection,
+            ..
+        } = self;
         let local_only = plan.service.internal_local;
-        let list = if local_only { &selection.local } else { &selection.cluster };
+        let list = if local_only {
+            &selection.local
+        } else {
+            &selection.cluster
+        };
         let on_node = ground.on_node(plan.cluster_ip);
         for source in SourceClass::ALL {
             let row = if selection.any && !list.is_empty() {
@@ -83,9 +97,16 @@ impl Maker<'_> {
             } else if ground.rules.iptables() && on_node && source != SourceClass::Node {
                 self.without(Action::None)
             } else {
-                self.without(if selection.any { Action::Drop } else { Action::Reject })
+                self.without(if selection.any {
+                    Action::Drop
+                } else {
+                    Action::Reject
+                })
             };
-            rows.push((self.key(plan.cluster_ip, plan.port.port, source), OneOf::certain(row)));
+            rows.push((
+                self.key(plan.cluster_ip, plan.port.port, source),
+                OneOf::certain(row),
+            ));
         }
     }
 
@@ -110,7 +131,9 @@ impl Maker<'_> {
 
     /// An external IP or load balancer address, before source ranges.
     fn external_address(&self, ip: IpAddr, source: SourceClass) -> Forwarding {
-        let Maker { ground, selection, .. } = self;
+        let Maker {
+            ground, selection, ..
+        } = self;
         if source == SourceClass::Node {
             if ground.rules.iptables() && !selection.any && !ground.on_node(ip) {
                 return self.without(Action::None);
@@ -125,7 +148,12 @@ impl Maker<'_> {
     /// The external chain: eTP Cluster masquerades; eTP Local sends Pods and the node itself to all
     /// endpoints and everybody else to local ones.
     fn external(&self, source: SourceClass) -> Forwarding {
-        let Maker { ground, plan, selection, .. } = self;
+        let Maker {
+            ground,
+            plan,
+            selection,
+            ..
+        } = self;
         if !selection.any {
             return self.without(Action::Reject);
         }
@@ -171,7 +199,11 @@ impl Maker<'_> {
         localhost: bool,
     ) -> Option<OneOf<Forwarding>> {
         let refused = || {
-            let verdict = if self.selection.any { Action::Drop } else { Action::Reject };
+            let verdict = if self.selection.any {
+                Action::Drop
+            } else {
+                Action::Reject
+            };
             self.refused_node_port(at.address, source, verdict, localhost)
         };
         if at.served.refuses(self.plan.port.protocol) {
@@ -226,7 +258,12 @@ impl Maker<'_> {
     /// Source ranges of a load balancer's address. iptables has the firewall chain only while there
     /// are endpoints; nftables always, but to 1.33 its output hook refuses before it.
     fn within_ranges(&self, row: Forwarding, source: SourceClass) -> OneOf<Forwarding> {
-        let Maker { ground, plan, selection, .. } = self;
+        let Maker {
+            ground,
+            plan,
+            selection,
+            ..
+        } = self;
         let ranges = &plan.source_ranges;
         let refused_before = ground.rules.check_before_nat
             && source == SourceClass::Node
@@ -239,7 +276,10 @@ impl Maker<'_> {
             return OneOf::certain(row);
         }
         let restricted = |ranges: Vec<IpNet>| Forwarding {
-            source_ranges: Some(SourceRanges { ranges, otherwise: Action::Drop }),
+            source_ranges: Some(SourceRanges {
+                ranges,
+                otherwise: Action::Drop,
+            }),
             ..row.clone()
         };
         let with_vips = || {
@@ -254,21 +294,33 @@ impl Maker<'_> {
             NodeIps::Unknown => {
                 let mut one_of = OneOf::certain(restricted(ranges.clone()));
                 let possible = |ip: &&IpAddr| Family::of(**ip) == plan.family && !ip.is_loopback();
-                if ground.addresses.iter().filter(possible).any(|ip| inside(*ip)) {
+                if ground
+                    .addresses
+                    .iter()
+                    .filter(possible)
+                    .any(|ip| inside(*ip))
+                {
                     one_of.or(restricted(with_vips()), Because::UnknownConfiguration);
                 }
                 one_of
             }
             NodeIps::Known { .. } => {
                 let node_is_inside = ground.node_ips.get(plan.family).is_some_and(inside);
-                let ranges = if node_is_inside { with_vips() } else { ranges.clone() };
+                let ranges = if node_is_inside {
+                    with_vips()
+                } else {
+                    ranges.clone()
+                };
                 OneOf::certain(restricted(ranges))
             }
         }
     }
 
     fn key(&self, address: IpAddr, port: u16, source: SourceClass) -> Key {
-        (Frontend::port(address, self.plan.port.protocol, port), source)
+        (
+            Frontend::port(address, self.plan.port.protocol, port),
+            source,
+        )
     }
 
     fn without(&self, action: Action) -> Forwarding {

@@ -80,7 +80,11 @@ impl Rules {
                 (true, ..=30) => Wildcard::Perhaps,
                 (true, _) => Wildcard::Always,
             },
-            unset_node_ports: if nftables { UnsetNodePorts::Primary } else { UnsetNodePorts::All },
+            unset_node_ports: if nftables {
+                UnsetNodePorts::Primary
+            } else {
+                UnsetNodePorts::All
+            },
             no_cidr_is_primary: nftables && minor == 30,
             loopback_node_ports_gate: nftables
                 && minor >= 37
@@ -100,7 +104,10 @@ impl Rules {
             let rules = Rules::of(mode, minor, &profile.config.value);
             add(rules);
             if minor == 29 {
-                add(Rules { ip_mode_ignored: true, ..rules });
+                add(Rules {
+                    ip_mode_ignored: true,
+                    ..rules
+                });
             }
         }
         all

@@ -72,9 +72,17 @@ impl<'a> Candidates<'a> {
                         continue;
                     };
                     let local = !ground.own_name.is_empty()
-                        && endpoint.node.as_ref().is_some_and(|n| *n == ground.own_name);
+                        && endpoint
+                            .node
+                            .as_ref()
+                            .is_some_and(|n| *n == ground.own_name);
                     let address = SocketAddr::new(ip, number);
-                    all.push(Candidate { address, endpoint, local, slice: index });
+                    all.push(Candidate {
+                        address,
+                        endpoint,
+                        local,
+                        slice: index,
+                    });
                 }
             }
         }
@@ -99,7 +107,10 @@ impl<'a> Candidates<'a> {
     /// Addresses of ready endpoints on this node.
     pub fn local_ready(&self) -> Vec<IpAddr> {
         let list = self.lists.first().map_or(&[][..], Vec::as_slice);
-        list.iter().filter(|c| c.local && c.endpoint.ready).map(|c| c.address.ip()).collect()
+        list.iter()
+            .filter(|c| c.local && c.endpoint.ready)
+            .map(|c| c.address.ip())
+            .collect()
     }
 }
 
@@ -157,7 +168,11 @@ fn winner<'a>(
     visited.sort_by_key(|c| place(c.slice));
     let mut kept = *visited[0];
     for next in &visited[1..] {
-        let replaces = if last_not_terminating { !next.endpoint.terminating } else { next.local };
+        let replaces = if last_not_terminating {
+            !next.endpoint.terminating
+        } else {
+            next.local
+        };
         if replaces {
             kept = **next;
         }

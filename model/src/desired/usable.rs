@@ -43,7 +43,11 @@ pub(super) fn select(
     let zone_hints_count = !ground.rules.zone_hints_need_annotation || asks_for_hints(service);
     let mut answers: Option<OneOf<Selection>> = None;
     for list in &candidates.lists {
-        let zones = if zone_hints_count { possible_zones(ground, list) } else { vec![None] };
+        let zones = if zone_hints_count {
+            possible_zones(ground, list)
+        } else {
+            vec![None]
+        };
         for (n, zone) in zones.iter().enumerate() {
             let answer = select_one(ground, list, zone.as_ref(), use_of);
             match &mut answers {
@@ -60,7 +64,11 @@ pub(super) fn select(
             }
         }
     }
-    let nothing = || Selection { cluster: Vec::new(), local: Vec::new(), any: false };
+    let nothing = || Selection {
+        cluster: Vec::new(),
+        local: Vec::new(),
+        any: false,
+    };
     answers.unwrap_or_else(|| OneOf::certain(nothing()))
 }
 
@@ -77,8 +85,12 @@ fn possible_zones(ground: &Ground, list: &[Candidate]) -> Vec<Option<Arc<str>>> 
     match &ground.zone {
         Zone::Known(zone) => vec![zone.clone()],
         Zone::Unknown => {
-            let mut zones: Vec<Option<Arc<str>>> =
-                list.iter().flat_map(|c| &c.endpoint.zone_hints).cloned().map(Some).collect();
+            let mut zones: Vec<Option<Arc<str>>> = list
+                .iter()
+                .flat_map(|c| &c.endpoint.zone_hints)
+                .cloned()
+                .map(Some)
+                .collect();
             zones.push(None);
             zones.sort();
             zones.dedup();
@@ -97,10 +109,17 @@ fn select_one(
     let pick = |wanted: &dyn Fn(&Candidate) -> bool| -> Vec<Target> {
         list.iter()
             .filter(|c| wanted(c))
-            .map(|c| Target { address: c.address, local: c.local })
+            .map(|c| Target {
+                address: c.address,
+                local: c.local,
+            })
             .collect()
     };
-    let mut selection = Selection { cluster: Vec::new(), local: Vec::new(), any: false };
+    let mut selection = Selection {
+        cluster: Vec::new(),
+        local: Vec::new(),
+        any: false,
+    };
     if use_of.cluster {
         let hints = Hints::of(ground, list, zone);
         selection.cluster = pick(&|c| c.endpoint.ready && hints.allow(ground, zone, c));

@@ -45,7 +45,10 @@ fn from_1_36_nftables_has_hairpin_rules_for_local_endpoints_only() {
         let world = world.with(by_hand, &["10.244.1.10", "10.244.2.20"]);
         assert_eq!(world.row("10.96.0.11:80/TCP", Pod), pod);
         let alone = super::super::desired_service(&world.view, &world.node, &world.profile, &name);
-        assert_eq!(show(alone.get(&("10.96.0.11:80/TCP".parse().unwrap(), Pod))), pod);
+        assert_eq!(
+            show(alone.get(&("10.96.0.11:80/TCP".parse().unwrap(), Pod))),
+            pod
+        );
     }
 }
 
@@ -67,9 +70,18 @@ fn external_local_short_circuits_pods_and_the_node() {
 #[test]
 fn external_local_without_local_endpoints_drops_for_outside() {
     let service = external(|s| s.external_local = true);
-    for (mode, minor) in [(IPTABLES, 34), (IPTABLES, 31), (NFTABLES, 34), (NFTABLES, 37)] {
+    for (mode, minor) in [
+        (IPTABLES, 34),
+        (IPTABLES, 31),
+        (NFTABLES, 34),
+        (NFTABLES, 37),
+    ] {
         let world = world(mode, minor).with(service.clone(), &[THERE]);
-        let hairpin = if (mode, minor) == (NFTABLES, 37) { "never" } else { "hairpin" };
+        let hairpin = if (mode, minor) == (NFTABLES, 37) {
+            "never"
+        } else {
+            "hairpin"
+        };
         for frontend in [VIP, EIP, NODE_PORT] {
             world.expect(
                 frontend,
@@ -136,7 +148,10 @@ fn a_detector_without_a_cidr_of_the_family_is_none() {
 fn detectors_by_link_say_nothing_about_addresses() {
     let world = world(IPTABLES, 34)
         .config(|c| c.detector = LocalDetector::InterfacePrefix("veth".into()))
-        .with(external(|s| s.external_local = true), &[HERE, "192.168.0.2@n1"]);
+        .with(
+            external(|s| s.external_local = true),
+            &[HERE, "192.168.0.2@n1"],
+        );
     world.expect(
         VIP,
         "forward 10.244.1.10:8080/hairpin 192.168.0.2:8080/never",
@@ -148,14 +163,16 @@ fn detectors_by_link_say_nothing_about_addresses() {
 #[test]
 fn hairpin_needs_a_source_that_can_be_the_backend() {
     let endpoints = [HERE, "172.16.0.9@n3", "192.168.0.2@n1"];
-    let world = world(IPTABLES, 34).with(external(|s| s.external_local = true), &endpoints).with(
-        web(|s| {
-            s.name = ServiceName::new("shop", "b");
-            s.cluster_ip = "10.96.0.11".into();
-            s.cluster_ips = vec!["10.96.0.11".parse().unwrap()];
-        }),
-        &endpoints,
-    );
+    let world = world(IPTABLES, 34)
+        .with(external(|s| s.external_local = true), &endpoints)
+        .with(
+            web(|s| {
+                s.name = ServiceName::new("shop", "b");
+                s.cluster_ip = "10.96.0.11".into();
+                s.cluster_ips = vec!["10.96.0.11".parse().unwrap()];
+            }),
+            &endpoints,
+        );
     assert_eq!(
         world.row(VIP, Pod),
         "forward 10.244.1.10:8080/hairpin 172.16.0.9:8080/never 192.168.0.2:8080/never"
@@ -196,10 +213,10 @@ fn without_endpoints_everything_is_rejected() {
     world.expect(EIP, "reject", "none", "reject");
     world.expect(NODE_PORT, "reject", "reject", "reject");
     // An external address that is the node's own is refused in INPUT.
-    world
-        .node
-        .addresses
-        .push(LocalAddress { address: "203.0.113.5".parse().unwrap(), link: "eth0".into() });
+    world.node.addresses.push(LocalAddress {
+        address: "203.0.113.5".parse().unwrap(),
+        link: "eth0".into(),
+    });
     world.expect(VIP, "reject", "reject", "reject");
 }
 
@@ -225,13 +242,15 @@ fn other_ports_of_cluster_ips_in_nftables_mode() {
             world.expect("10.96.0.10:*/*", expected, expected, expected);
         }
     }
-    world(IPTABLES, 36).with(web(|_| ()), &[HERE]).expect("10.96.0.10:*/*", "-", "-", "-");
+    world(IPTABLES, 36)
+        .with(web(|_| ()), &[HERE])
+        .expect("10.96.0.10:*/*", "-", "-", "-");
     // Addresses that IPVS mode left on the node are asked in the input hook, where nothing refuses.
     let mut world = world(NFTABLES, 36).with(web(|_| ()), &[]);
-    world
-        .node
-        .addresses
-        .push(LocalAddress { address: "10.96.0.10".parse().unwrap(), link: "kube-ipvs0".into() });
+    world.node.addresses.push(LocalAddress {
+        address: "10.96.0.10".parse().unwrap(),
+        link: "kube-ipvs0".into(),
+    });
     world.expect("10.96.0.10:*/*", "-", "reject", "-");
     world.expect(CIP, "reject", "reject", "reject");
     world.profile.mode = Some(learnt(IPTABLES));
@@ -251,13 +270,23 @@ fn unallocated_cluster_ips_in_nftables_mode() {
 #[test]
 fn source_ranges() {
     let ranged = |ranges: &[&str]| {
-        let ranges = ranges.iter().map(|r| r.parse().unwrap()).collect::<Vec<_>>();
+        let ranges = ranges
+            .iter()
+            .map(|r| r.parse().unwrap())
+            .collect::<Vec<_>>();
         external(|s| s.source_ranges = ranges)
     };
     let outside = |mode, minor, ranges: &[&str], endpoints: &[&str]| {
-        world(mode, minor).with(ranged(ranges), endpoints).row(VIP, Outside)
+        world(mode, minor)
+            .with(ranged(ranges), endpoints)
+            .row(VIP, Outside)
     };
-    for (mode, minor) in [(IPTABLES, 33), (IPTABLES, 37), (NFTABLES, 33), (NFTABLES, 37)] {
+    for (mode, minor) in [
+        (IPTABLES, 33),
+        (IPTABLES, 37),
+        (NFTABLES, 33),
+        (NFTABLES, 37),
+    ] {
         for (ranges, expected) in [
             (&["198.51.100.0/24"][..], " from 198.51.100.0/24 else drop"),
             // Sorted, and none contains another.
@@ -266,7 +295,10 @@ fn source_ranges() {
                 " from 10.0.0.0/8,198.51.100.0/24 else drop",
             ),
             // The node's own address lies in a range: the addresses themselves are let in.
-            (&["192.168.0.0/24"], " from 192.168.0.0/24,203.0.113.5/32 else drop"),
+            (
+                &["192.168.0.0/24"],
+                " from 192.168.0.0/24,203.0.113.5/32 else drop",
+            ),
             (&["198.51.100.0/24", "0.0.0.0/0"], ""),
             (&["2001:db8::/32"], ""),
             (&[], ""),
@@ -286,13 +318,18 @@ fn source_ranges() {
     assert_eq!(outside(IPTABLES, 34, &ranges, &[]), "reject");
     let refused = "reject from 198.51.100.0/24 else drop";
     for (minor, node) in [(34, refused), (33, "reject")] {
-        world(NFTABLES, minor).with(ranged(&ranges), &[]).expect(VIP, refused, node, refused);
+        world(NFTABLES, minor)
+            .with(ranged(&ranges), &[])
+            .expect(VIP, refused, node, refused);
     }
     // Dropped inside as outside: no restriction is left.
     for mode in [IPTABLES, NFTABLES] {
         let mut service = ranged(&ranges);
         service.external_local = true;
-        assert_eq!(world(mode, 34).with(service, &[THERE]).row(VIP, Outside), "drop");
+        assert_eq!(
+            world(mode, 34).with(service, &[THERE]).row(VIP, Outside),
+            "drop"
+        );
     }
     // The node's address is not known: both are accepted.
     let mut unknown = world(IPTABLES, 34).with(ranged(&["192.168.0.0/24"]), &[HERE]);
@@ -315,7 +352,10 @@ fn an_external_ip_that_is_also_a_load_balancer_address() {
     let iptables = world(IPTABLES, 34).with(service.clone(), &[HERE]);
     assert_eq!(iptables.row(VIP, Outside), forward);
     let nftables = world(NFTABLES, 34).with(service, &[HERE]);
-    assert_eq!(nftables.row(VIP, Outside), format!("{forward} from 198.51.100.0/24 else drop"));
+    assert_eq!(
+        nftables.row(VIP, Outside),
+        format!("{forward} from 198.51.100.0/24 else drop")
+    );
 }
 
 #[test]
@@ -324,7 +364,10 @@ fn load_balancer_ip_modes() {
     for mode in [IPTABLES, NFTABLES] {
         let world = world(mode, 34).with(service.clone(), &[HERE]);
         world.expect(VIP, "-", "-", "-");
-        assert_eq!(world.row(NODE_PORT, Outside), "forward 10.244.1.10:8080/always");
+        assert_eq!(
+            world.row(NODE_PORT, Outside),
+            "forward 10.244.1.10:8080/always"
+        );
     }
     // The gate of 1.29 is off by default and cannot be seen.
     let row = world(IPTABLES, 29).with(service, &[HERE]).row(VIP, Outside);
@@ -339,7 +382,10 @@ fn affinity_is_on_forwarding_rows() {
         let row = forwards.row(frontend, Outside);
         assert_eq!(row, "forward 10.244.1.10:8080/always sticky 600");
     }
-    assert_eq!(world(NFTABLES, 34).with(service, &[]).row(CIP, Outside), "reject");
+    assert_eq!(
+        world(NFTABLES, 34).with(service, &[]).row(CIP, Outside),
+        "reject"
+    );
 }
 
 #[test]
@@ -354,26 +400,38 @@ fn two_services_claim_one_address() {
     };
     let (a, b) = (external("a", "10.96.0.1"), external("b", "10.96.0.2"));
     for (mode, minor) in [(IPTABLES, 34), (NFTABLES, 34), (NFTABLES, 33)] {
-        let both = world(mode, minor).with(a.clone(), &[HERE]).with(b.clone(), &[THERE]);
+        let both = world(mode, minor)
+            .with(a.clone(), &[HERE])
+            .with(b.clone(), &[THERE]);
         let either = "forward 10.244.1.10:8080/always | forward 10.244.2.20:8080/always Conflict";
         both.expect(EIP, either, either, either);
         // The one without endpoints only refuses what was not translated.
         for (of_a, of_b) in [(&[HERE][..], &[][..]), (&[], &[HERE])] {
-            let one = world(mode, minor).with(a.clone(), of_a).with(b.clone(), of_b);
+            let one = world(mode, minor)
+                .with(a.clone(), of_a)
+                .with(b.clone(), of_b);
             let forward = "forward 10.244.1.10:8080/always";
             assert_eq!(one.row(EIP, Pod), forward);
             assert_eq!(one.row(EIP, Outside), forward);
             let node = one.row(EIP, FromNode);
             if minor == 33 {
-                assert!(node.contains("Conflict") && node.contains("reject"), "{node}");
+                assert!(
+                    node.contains("Conflict") && node.contains("reject"),
+                    "{node}"
+                );
             } else {
                 assert_eq!(node, forward);
             }
         }
     }
     // Each alone.
-    let both = world(IPTABLES, 34).with(a.clone(), &[HERE]).with(b, &[THERE]);
+    let both = world(IPTABLES, 34)
+        .with(a.clone(), &[HERE])
+        .with(b, &[THERE]);
     let alone = super::super::desired_service(&both.view, &both.node, &both.profile, &a.name);
-    assert_eq!(show(alone.get(&(EIP.parse().unwrap(), Pod))), "forward 10.244.1.10:8080/always");
+    assert_eq!(
+        show(alone.get(&(EIP.parse().unwrap(), Pod))),
+        "forward 10.244.1.10:8080/always"
+    );
     assert_eq!(alone.len(), 6);
 }

@@ -32,7 +32,10 @@ struct World {
 }
 
 fn learnt<T>(value: T) -> Learnt<T> {
-    Learnt { value, from: LearntFrom::Flag }
+    Learnt {
+        value,
+        from: LearntFrom::Flag,
+    }
 }
 
 fn world(mode: ProxyMode, minor: u16) -> World {
@@ -62,7 +65,11 @@ fn world(mode: ProxyMode, minor: u16) -> World {
         },
         profile: ProxyProfile {
             mode: Some(learnt(mode)),
-            version: Some(learnt(Version { major: 1, minor, patch: None })),
+            version: Some(learnt(Version {
+                major: 1,
+                minor,
+                patch: None,
+            })),
             config: learnt(config),
         },
     };
@@ -153,7 +160,10 @@ fn web(change: impl FnOnce(&mut Service)) -> Service {
 fn balanced(change: impl FnOnce(&mut Service)) -> Service {
     web(|s| {
         s.kind = ServiceType::LoadBalancer;
-        s.ingress = vec![Ingress { address: "203.0.113.5".parse().unwrap(), proxy_mode: false }];
+        s.ingress = vec![Ingress {
+            address: "203.0.113.5".parse().unwrap(),
+            proxy_mode: false,
+        }];
         s.ports[0].node_port = Some(30080);
         change(s);
     })
@@ -162,9 +172,15 @@ fn balanced(change: impl FnOnce(&mut Service)) -> Service {
 /// A slice of `shop/SERVICE` for the port `http`, number 8080.
 fn slice(service: &str, suffix: &str, endpoints: &[&str]) -> EndpointSlice {
     let endpoints: Vec<Endpoint> = endpoints.iter().map(|e| endpoint(e)).collect();
-    let v6 = endpoints.first().and_then(|e| e.address).is_some_and(|a| a.is_ipv6());
+    let v6 = endpoints
+        .first()
+        .and_then(|e| e.address)
+        .is_some_and(|a| a.is_ipv6());
     EndpointSlice {
-        name: SliceName { namespace: "shop".into(), name: format!("{service}-{suffix}").into() },
+        name: SliceName {
+            namespace: "shop".into(),
+            name: format!("{service}-{suffix}").into(),
+        },
         resource_version: "".into(),
         service: Some(service.into()),
         family: Some(if v6 { Family::V6 } else { Family::V4 }),
@@ -227,7 +243,11 @@ fn show(row: Option<&OneOf<Forwarding>>) -> String {
     if row.because != Because::Certain {
         text += &format!(" {:?}", row.because);
     }
-    assert_eq!(row.because == Because::Certain, row.any_of.len() == 1, "{text}");
+    assert_eq!(
+        row.because == Because::Certain,
+        row.any_of.len() == 1,
+        "{text}"
+    );
     text
 }
 
@@ -243,7 +263,12 @@ fn show_one(forwarding: &Forwarding) -> String {
         text += &format!(" {}/{masquerade}", backend.address);
         assert!((backend.share * forwarding.backends.len() as f64 - 1.0).abs() < 1e-9);
     }
-    assert!(forwarding.backends.is_sorted_by(|a, b| a.address < b.address), "{text}");
+    assert!(
+        forwarding
+            .backends
+            .is_sorted_by(|a, b| a.address < b.address),
+        "{text}"
+    );
     if let Affinity::ClientIp(seconds) = forwarding.affinity {
         text += &format!(" sticky {seconds}");
     }

@@ -13,7 +13,15 @@ fn node_port(families: &[Family]) -> Service {
         s.ip_families = families.to_vec();
         s.cluster_ips = families
             .iter()
-            .map(|f| if *f == Family::V4 { "10.96.0.10" } else { "fd00:96::10" }.parse().unwrap())
+            .map(|f| {
+                if *f == Family::V4 {
+                    "10.96.0.10"
+                } else {
+                    "fd00:96::10"
+                }
+                .parse()
+                .unwrap()
+            })
             .collect();
         s.cluster_ip = s.cluster_ips[0].to_string().into();
     })
@@ -31,8 +39,11 @@ fn addresses(world: &World) -> String {
         if port && source == Outside {
             let words: BTreeSet<&str> = row.any_of.iter().map(|f| f.action.word()).collect();
             let words: Vec<&str> = words.into_iter().filter(|w| *w != "forward").collect();
-            let mark =
-                if words.is_empty() { String::new() } else { format!("={}", words.join("|")) };
+            let mark = if words.is_empty() {
+                String::new()
+            } else {
+                format!("={}", words.join("|"))
+            };
             all.push(format!("{}{mark}", frontend.address()));
         }
     }
@@ -40,9 +51,14 @@ fn addresses(world: &World) -> String {
 }
 
 fn dual(mode: ProxyMode, minor: u16, endpoints: bool) -> World {
-    let (v4, v6) =
-        if endpoints { (&[HERE][..], &["fd00:244::10@n1"][..]) } else { (&[][..], &[][..]) };
-    world(mode, minor).with(node_port(&[Family::V4, Family::V6]), v4).slice(slice("web", "v6", v6))
+    let (v4, v6) = if endpoints {
+        (&[HERE][..], &["fd00:244::10@n1"][..])
+    } else {
+        (&[][..], &[][..])
+    };
+    world(mode, minor)
+        .with(node_port(&[Family::V4, Family::V6]), v4)
+        .slice(slice("web", "v6", v6))
 }
 
 #[test]
@@ -57,13 +73,38 @@ fn settings_by_mode_and_version() {
         (NFTABLES, 31, None, "192.168.0.2 fd00:1::2"),
         (NFTABLES, 30, None, "192.168.0.2 fd00:1::2"),
         (IPTABLES, 34, Some(vec![Primary]), "192.168.0.2 fd00:1::2"),
-        (IPTABLES, 34, Some(vec![cidr("10.244.0.0/16")]), "10.244.1.1 fd00:1::2"),
-        (NFTABLES, 34, Some(vec![cidr("10.244.0.0/16")]), "10.244.1.1 fd00:1::2"),
-        (IPTABLES, 34, Some(vec![cidr("127.0.0.0/8")]), "127.0.0.1 fd00:1::2"),
+        (
+            IPTABLES,
+            34,
+            Some(vec![cidr("10.244.0.0/16")]),
+            "10.244.1.1 fd00:1::2",
+        ),
+        (
+            NFTABLES,
+            34,
+            Some(vec![cidr("10.244.0.0/16")]),
+            "10.244.1.1 fd00:1::2",
+        ),
+        (
+            IPTABLES,
+            34,
+            Some(vec![cidr("127.0.0.0/8")]),
+            "127.0.0.1 fd00:1::2",
+        ),
         (NFTABLES, 34, Some(vec![cidr("127.0.0.0/8")]), "fd00:1::2"),
         (IPTABLES, 34, Some(vec![cidr("172.16.0.0/12")]), "fd00:1::2"),
-        (IPTABLES, 34, Some(vec![cidr("10.244.0.0/16"), cidr("0.0.0.0/0")]), every),
-        (NFTABLES, 34, Some(vec![cidr("0.0.0.0/0"), cidr("::/0")]), not_loopback),
+        (
+            IPTABLES,
+            34,
+            Some(vec![cidr("10.244.0.0/16"), cidr("0.0.0.0/0")]),
+            every,
+        ),
+        (
+            NFTABLES,
+            34,
+            Some(vec![cidr("0.0.0.0/0"), cidr("::/0")]),
+            not_loopback,
+        ),
         (IPTABLES, 37, Some(vec![Localhost]), "127.0.0.1"),
         (NFTABLES, 37, Some(vec![Localhost]), ""),
         (NFTABLES, 37, Some(vec![All]), not_loopback),
@@ -89,11 +130,14 @@ fn localhost_node_ports_can_be_off() {
 #[test]
 fn an_address_of_the_ipvs_device_takes_none() {
     let mut world = dual(IPTABLES, 34, true);
-    world
-        .node
-        .addresses
-        .push(LocalAddress { address: "10.96.0.77".parse().unwrap(), link: "kube-ipvs0".into() });
-    assert_eq!(addresses(&world), "10.244.1.1 127.0.0.1 192.168.0.2 fd00:1::2");
+    world.node.addresses.push(LocalAddress {
+        address: "10.96.0.77".parse().unwrap(),
+        link: "kube-ipvs0".into(),
+    });
+    assert_eq!(
+        addresses(&world),
+        "10.244.1.1 127.0.0.1 192.168.0.2 fd00:1::2"
+    );
 }
 
 #[test]
@@ -131,15 +175,26 @@ fn primary_follows_the_node() {
     // The Node is not known: any address may be the one.
     let mut unknown = dual(NFTABLES, 36, true);
     unknown.view.nodes.clear();
-    assert_eq!(addresses(&unknown), "10.244.1.1=none 192.168.0.2=none fd00:1::2=none");
+    assert_eq!(
+        addresses(&unknown),
+        "10.244.1.1=none 192.168.0.2=none fd00:1::2=none"
+    );
 }
 
 #[test]
 fn iptables_refuses_node_ports_on_every_local_address() {
-    for setting in [None, Some(vec![cidr("192.168.0.0/24"), cidr("fd00:1::/64")])] {
+    for setting in [
+        None,
+        Some(vec![cidr("192.168.0.0/24"), cidr("fd00:1::/64")]),
+    ] {
         let world = dual(IPTABLES, 34, false).config(|c| c.node_port_addresses = setting.clone());
         for address in ["10.244.1.1", "192.168.0.2", "[::1]", "[fd00:1::2]"] {
-            world.expect(&format!("{address}:30080/TCP"), "reject", "reject", "reject");
+            world.expect(
+                &format!("{address}:30080/TCP"),
+                "reject",
+                "reject",
+                "reject",
+            );
         }
     }
     let localhost = "127.0.0.1:30080/TCP";
@@ -187,7 +242,10 @@ fn the_gate_of_1_37_refuses_on_loopback() {
     };
     let localhost = || Some(vec![NodePortAddress::Localhost]);
     assert_eq!(gated(None, Protocol::Tcp), "reject");
-    assert_eq!(gated(Some(vec![NodePortAddress::All]), Protocol::Tcp), "reject");
+    assert_eq!(
+        gated(Some(vec![NodePortAddress::All]), Protocol::Tcp),
+        "reject"
+    );
     assert_eq!(gated(localhost(), Protocol::Tcp), "-");
     assert_eq!(gated(localhost(), Protocol::Udp), "reject");
 }

@@ -10,19 +10,40 @@ fn backends(world: &World) -> String {
 }
 
 fn plain(row: &str) -> String {
-    row.replace("/hairpin", "").replace("/never", "").replace("/always", "").replace(":8080", "")
+    row.replace("/hairpin", "")
+        .replace("/never", "")
+        .replace("/always", "")
+        .replace(":8080", "")
 }
 
 #[test]
 fn conditions_and_the_terminating_fallback() {
     for (endpoints, expected) in [
-        (&["10.244.1.10@n1", "10.244.2.20@n2"][..], "forward 10.244.1.10 10.244.2.20"),
-        (&["10.244.1.10@n1", "10.244.2.20@n2 unready"], "forward 10.244.1.10"),
+        (
+            &["10.244.1.10@n1", "10.244.2.20@n2"][..],
+            "forward 10.244.1.10 10.244.2.20",
+        ),
+        (
+            &["10.244.1.10@n1", "10.244.2.20@n2 unready"],
+            "forward 10.244.1.10",
+        ),
         // One ready endpoint anywhere hides all that are leaving.
-        (&["10.244.1.10@n1 leaving", "10.244.2.20@n2"], "forward 10.244.2.20"),
-        (&["10.244.1.10@n1 leaving", "10.244.2.20@n2 leaving"], "forward 10.244.1.10 10.244.2.20"),
-        (&["10.244.1.10@n1 leaving", "10.244.2.20@n2 dead"], "forward 10.244.1.10"),
-        (&["10.244.1.10@n1 leaving", "10.244.2.20@n2 unready"], "forward 10.244.1.10"),
+        (
+            &["10.244.1.10@n1 leaving", "10.244.2.20@n2"],
+            "forward 10.244.2.20",
+        ),
+        (
+            &["10.244.1.10@n1 leaving", "10.244.2.20@n2 leaving"],
+            "forward 10.244.1.10 10.244.2.20",
+        ),
+        (
+            &["10.244.1.10@n1 leaving", "10.244.2.20@n2 dead"],
+            "forward 10.244.1.10",
+        ),
+        (
+            &["10.244.1.10@n1 leaving", "10.244.2.20@n2 unready"],
+            "forward 10.244.1.10",
+        ),
         (&["10.244.1.10@n1 dead", "10.244.2.20@n2 unready"], "reject"),
         (&[], "reject"),
     ] {
@@ -36,16 +57,28 @@ fn conditions_and_the_terminating_fallback() {
 #[test]
 fn internal_traffic_policy_local() {
     for (endpoints, expected) in [
-        (&["10.244.1.10@n1", "10.244.2.20@n2"][..], "forward 10.244.1.10"),
+        (
+            &["10.244.1.10@n1", "10.244.2.20@n2"][..],
+            "forward 10.244.1.10",
+        ),
         // A local endpoint that is leaving is used although a ready one exists elsewhere.
-        (&["10.244.1.10@n1 leaving", "10.244.2.20@n2"], "forward 10.244.1.10"),
-        (&["10.244.1.10@n1 leaving", "10.244.1.11@n1"], "forward 10.244.1.11"),
+        (
+            &["10.244.1.10@n1 leaving", "10.244.2.20@n2"],
+            "forward 10.244.1.10",
+        ),
+        (
+            &["10.244.1.10@n1 leaving", "10.244.1.11@n1"],
+            "forward 10.244.1.11",
+        ),
         (&["10.244.2.20@n2"], "drop"),
         (&["10.244.2.20@n2 leaving"], "drop"),
         (&["10.244.2.20@n2 unready"], "reject"),
         (&["10.244.2.20"], "drop"),
         // Local ignores hints.
-        (&["10.244.1.10@n1 zones=b", "10.244.2.20@n2 zones=a"], "forward 10.244.1.10"),
+        (
+            &["10.244.1.10@n1 zones=b", "10.244.2.20@n2 zones=a"],
+            "forward 10.244.1.10",
+        ),
     ] {
         let world = world(NFTABLES, 34).with(web(|s| s.internal_local = true), endpoints);
         assert_eq!(backends(&world), expected, "{endpoints:?}");
@@ -55,14 +88,33 @@ fn internal_traffic_policy_local() {
 #[test]
 fn zone_hints_are_all_or_nothing() {
     for (endpoints, expected) in [
-        (&["10.244.1.10 zones=a", "10.244.2.20 zones=b"][..], "forward 10.244.1.10"),
-        (&["10.244.1.10 zones=a", "10.244.2.20 zones=a,b"], "forward 10.244.1.10 10.244.2.20"),
-        (&["10.244.1.10 zones=a", "10.244.2.20"], "forward 10.244.1.10 10.244.2.20"),
-        (&["10.244.1.10 zones=c", "10.244.2.20 zones=b"], "forward 10.244.1.10 10.244.2.20"),
-        // Those not ready neither break the rule nor count for it.
-        (&["10.244.1.10 zones=a", "10.244.2.20 unready"], "forward 10.244.1.10"),
         (
-            &["10.244.1.10 zones=a unready", "10.244.2.20 zones=b", "10.244.3.30 zones=c"],
+            &["10.244.1.10 zones=a", "10.244.2.20 zones=b"][..],
+            "forward 10.244.1.10",
+        ),
+        (
+            &["10.244.1.10 zones=a", "10.244.2.20 zones=a,b"],
+            "forward 10.244.1.10 10.244.2.20",
+        ),
+        (
+            &["10.244.1.10 zones=a", "10.244.2.20"],
+            "forward 10.244.1.10 10.244.2.20",
+        ),
+        (
+            &["10.244.1.10 zones=c", "10.244.2.20 zones=b"],
+            "forward 10.244.1.10 10.244.2.20",
+        ),
+        // Those not ready neither break the rule nor count for it.
+        (
+            &["10.244.1.10 zones=a", "10.244.2.20 unready"],
+            "forward 10.244.1.10",
+        ),
+        (
+            &[
+                "10.244.1.10 zones=a unready",
+                "10.244.2.20 zones=b",
+                "10.244.3.30 zones=c",
+            ],
             "forward 10.244.2.20 10.244.3.30",
         ),
         (
@@ -75,7 +127,12 @@ fn zone_hints_are_all_or_nothing() {
     }
     let hinted = ["10.244.1.10 zones=a", "10.244.2.20 zones=b"];
     let mut no_label = world(IPTABLES, 34).with(web(|_| ()), &hinted);
-    no_label.view.nodes.get_mut(&NodeName::from("n1")).unwrap().zone = None;
+    no_label
+        .view
+        .nodes
+        .get_mut(&NodeName::from("n1"))
+        .unwrap()
+        .zone = None;
     assert_eq!(backends(&no_label), "forward 10.244.1.10 10.244.2.20");
     let mut no_node = world(IPTABLES, 34).with(web(|_| ()), &hinted);
     no_node.view.nodes.clear();
@@ -88,7 +145,10 @@ fn zone_hints_are_all_or_nothing() {
 
 #[test]
 fn node_hints_come_first_where_they_count() {
-    let endpoints = ["10.244.1.10 nodes=n1 zones=a", "10.244.1.11 nodes=n2 zones=a"];
+    let endpoints = [
+        "10.244.1.10 nodes=n1 zones=a",
+        "10.244.1.11 nodes=n2 zones=a",
+    ];
     for (minor, gate, expected) in [
         (32, Some(true), "forward 10.244.1.10 10.244.1.11"),
         (33, None, "forward 10.244.1.10 10.244.1.11"),
@@ -105,9 +165,18 @@ fn node_hints_come_first_where_they_count() {
     }
     for (endpoints, expected) in [
         // No endpoint for this node: zones decide.
-        (["10.244.1.10 nodes=n3 zones=a", "10.244.1.11 nodes=n2 zones=b"], "forward 10.244.1.10"),
+        (
+            [
+                "10.244.1.10 nodes=n3 zones=a",
+                "10.244.1.11 nodes=n2 zones=b",
+            ],
+            "forward 10.244.1.10",
+        ),
         // One without a node hint: zones decide.
-        (["10.244.1.10 nodes=n1 zones=b", "10.244.1.11 zones=a"], "forward 10.244.1.11"),
+        (
+            ["10.244.1.10 nodes=n1 zones=b", "10.244.1.11 zones=a"],
+            "forward 10.244.1.11",
+        ),
     ] {
         let world = world(IPTABLES, 36).with(web(|_| ()), &endpoints);
         assert_eq!(backends(&world), expected, "{endpoints:?}");
@@ -147,7 +216,10 @@ fn names_and_protocols_join_ports_and_numbers_may_differ() {
         .slice(other("nil-port", |p| p.port = None));
     assert_eq!(world.row(CIP, Pod), "forward 10.244.1.10:8080/hairpin");
     let world = world.slice(other("named-container-port", |p| p.port = Some(9090)));
-    assert_eq!(world.row(CIP, Pod), "forward 10.244.1.10:8080/hairpin 10.244.9.9:9090/hairpin");
+    assert_eq!(
+        world.row(CIP, Pod),
+        "forward 10.244.1.10:8080/hairpin 10.244.9.9:9090/hairpin"
+    );
     let unnamed = web(|s| s.ports[0].name = "".into());
     let world = world.with(unnamed, &["10.244.1.10"]);
     assert_eq!(world.row(CIP, Pod), "forward 10.244.9.9:8080/hairpin");
@@ -168,7 +240,14 @@ fn slices_of_others_and_of_other_families_are_ignored() {
     let mut no_address = slice("web", "no-address", &["10.244.9.6"]);
     no_address.endpoints[0].address = None;
     let mut world = world(NFTABLES, 37).with(web(|_| ()), &["10.244.1.10"]);
-    for slice in [fqdn, nobodys, elsewhere, headless, wrong_address, no_address] {
+    for slice in [
+        fqdn,
+        nobodys,
+        elsewhere,
+        headless,
+        wrong_address,
+        no_address,
+    ] {
         world = world.slice(slice);
     }
     assert_eq!(backends(&world), "forward 10.244.1.10");
@@ -198,13 +277,14 @@ fn both_families_by_their_place() {
     let dual = web(|s| {
         s.ip_families = vec![Family::V6, Family::V4];
         s.cluster_ip = "fd00:96::10".into();
-        s.cluster_ips = vec!["fd00:96::10".parse().unwrap(), "10.96.0.10".parse().unwrap()];
+        s.cluster_ips = vec![
+            "fd00:96::10".parse().unwrap(),
+            "10.96.0.10".parse().unwrap(),
+        ];
     });
-    let world = world(IPTABLES, 34).with(dual, &["10.244.1.10@n1"]).slice(slice(
-        "web",
-        "v6",
-        &["fd00:244::10@n1"],
-    ));
+    let world = world(IPTABLES, 34)
+        .with(dual, &["10.244.1.10@n1"])
+        .slice(slice("web", "v6", &["fd00:244::10@n1"]));
     world.expect(
         CIP,
         "forward 10.244.1.10:8080/hairpin",
@@ -231,8 +311,9 @@ fn every_protocol() {
     for protocol in [Protocol::Tcp, Protocol::Udp, Protocol::Sctp] {
         let mut slice = slice("web", "1", &["10.244.1.10@n1"]);
         slice.ports[0].protocol = protocol;
-        let world =
-            world(NFTABLES, 36).with(web(|s| s.ports[0].protocol = protocol), &[]).slice(slice);
+        let world = world(NFTABLES, 36)
+            .with(web(|s| s.ports[0].protocol = protocol), &[])
+            .slice(slice);
         let row = world.row(&format!("10.96.0.10:80/{protocol}"), Outside);
         assert_eq!(row, "forward 10.244.1.10:8080/always");
     }
@@ -268,9 +349,17 @@ fn duplicates_by_version() {
     // To 1.35 a local one replaces, whatever its conditions; from 1.36 the order decides.
     let (here, there) = (&["10.244.1.10@n1"][..], &["10.244.1.10@n2"][..]);
     assert_eq!(twice(34, true, here, there), "forward 10.244.1.10");
-    assert_eq!(twice(36, true, here, there), "forward 10.244.1.10 | drop DuplicateEndpoint");
     assert_eq!(
-        twice(34, false, &["10.244.1.10@n1 unready"], &["10.244.1.10@n2", other]),
+        twice(36, true, here, there),
+        "forward 10.244.1.10 | drop DuplicateEndpoint"
+    );
+    assert_eq!(
+        twice(
+            34,
+            false,
+            &["10.244.1.10@n1 unready"],
+            &["10.244.1.10@n2", other]
+        ),
         "forward 10.244.2.20"
     );
     // Inside one slice the order is that of the slice.
@@ -286,7 +375,11 @@ fn duplicates_by_version() {
 fn many_contradicting_slices_stay_bounded() {
     let mut world = world(IPTABLES, 34).with(web(|_| ()), &["10.244.1.10@n2", "10.244.2.20@n2"]);
     for n in 2..9 {
-        let state = if n % 2 == 0 { "10.244.1.10@n2 unready" } else { "10.244.1.10@n2" };
+        let state = if n % 2 == 0 {
+            "10.244.1.10@n2 unready"
+        } else {
+            "10.244.1.10@n2"
+        };
         world = world.slice(slice("web", &n.to_string(), &[state]));
     }
     assert_eq!(

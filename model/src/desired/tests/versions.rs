@@ -11,7 +11,9 @@ fn labels() {
     let served = "forward 10.244.1.10:8080/hairpin";
     for (minor, headless, by_slice) in [(35, "-", "reject"), (36, served, served)] {
         let world = world(IPTABLES, minor);
-        let labelled = world.clone().with(web(|s| s.headless_label = true), &[HERE]);
+        let labelled = world
+            .clone()
+            .with(web(|s| s.headless_label = true), &[HERE]);
         assert_eq!(labelled.row(CIP, Pod), headless);
         let mut by_other = slice("web", "1", &[HERE]);
         by_other.proxy_name_label = true;
@@ -36,7 +38,11 @@ fn external_ips_can_be_switched_off_from_1_36() {
         let world = world(IPTABLES, minor)
             .config(|c| c.allow_external_ips = allowed)
             .with(service(), &[HERE]);
-        assert_eq!(world.row("198.51.100.7:80/TCP", Outside), expected, "1.{minor} {allowed}");
+        assert_eq!(
+            world.row("198.51.100.7:80/TCP", Outside),
+            expected,
+            "1.{minor} {allowed}"
+        );
     }
 }
 
@@ -50,7 +56,11 @@ fn external_local_of_a_cluster_ip_service() {
     };
     for (minor, expected) in [(29, "forward 10.244.2.20:8080/always"), (30, "drop")] {
         let world = world(IPTABLES, minor).with(service(), &["10.244.2.20@n2"]);
-        assert_eq!(world.row("198.51.100.7:80/TCP", Outside), expected, "1.{minor}");
+        assert_eq!(
+            world.row("198.51.100.7:80/TCP", Outside),
+            expected,
+            "1.{minor}"
+        );
     }
 }
 
@@ -64,10 +74,18 @@ fn an_unknown_version_accepts_every_answer() {
          10.244.1.10:8080/hairpin 10.244.2.20:8080/never UnknownVersion"
     );
     // What no version does otherwise stays certain.
-    assert_eq!(world.row(CIP, Outside), "forward 10.244.1.10:8080/always 10.244.2.20:8080/always");
-    let mut labelled = world.clone().with(web(|s| s.headless_label = true), &[HERE]);
+    assert_eq!(
+        world.row(CIP, Outside),
+        "forward 10.244.1.10:8080/always 10.244.2.20:8080/always"
+    );
+    let mut labelled = world
+        .clone()
+        .with(web(|s| s.headless_label = true), &[HERE]);
     labelled.profile.mode = Some(learnt(IPTABLES));
-    assert_eq!(labelled.row(CIP, Outside), "forward 10.244.1.10:8080/always | none UnknownVersion");
+    assert_eq!(
+        labelled.row(CIP, Outside),
+        "forward 10.244.1.10:8080/always | none UnknownVersion"
+    );
 }
 
 #[test]
@@ -98,17 +116,27 @@ fn health_check_ports_count_ready_local_addresses() {
     let counts = |service: Service| {
         let w = world(IPTABLES, 34).with(service, &endpoints);
         let all = health_check_ports(&w.view, &w.node, &w.profile);
-        all.into_iter().map(|((_, port), n)| (port, n[&Family::V4])).collect::<Vec<_>>()
+        all.into_iter()
+            .map(|((_, port), n)| (port, n[&Family::V4]))
+            .collect::<Vec<_>>()
     };
     assert_eq!(counts(service(|_| ())), [(32000, 2)]);
     // Several ports, still the same addresses.
-    assert_eq!(counts(service(|s| s.ports.push(s.ports[0].clone()))), [(32000, 2)]);
+    assert_eq!(
+        counts(service(|s| s.ports.push(s.ports[0].clone()))),
+        [(32000, 2)]
+    );
     assert_eq!(counts(service(|s| s.external_local = false)), []);
     assert_eq!(counts(service(|s| s.kind = ServiceType::NodePort)), []);
     assert_eq!(counts(service(|s| s.health_check_node_port = None)), []);
     let w = world(IPTABLES, 34).with(service(|_| ()), &["10.244.2.20@n2"]);
     let none = health_check_ports(&w.view, &w.node, &w.profile);
-    assert_eq!(none.into_values().map(|n| n[&Family::V4]).collect::<Vec<_>>(), [0]);
+    assert_eq!(
+        none.into_values()
+            .map(|n| n[&Family::V4])
+            .collect::<Vec<_>>(),
+        [0]
+    );
 }
 
 #[test]
