@@ -45,8 +45,10 @@ pub trait Datapath: Owner + Sync {
 }
 
 /// The datapaths that are looked for in netfilter.
-pub const ALL: [&dyn Datapath; 2] =
-    [&kube_proxy_nftables::Nftables, &kube_proxy_iptables::Iptables];
+pub const ALL: [&dyn Datapath; 2] = [
+    &kube_proxy_nftables::Nftables,
+    &kube_proxy_iptables::Iptables,
+];
 
 /// No datapath: nothing is anybody's own.
 struct Nobody;
@@ -95,7 +97,11 @@ pub fn found(ruleset: &Ruleset, profile: &ProxyProfile) -> Vec<DatapathFound> {
             all.push(DatapathFound {
                 name: s.name,
                 version: version.clone().filter(|_| first),
-                state: if first { DatapathState::InCharge } else { DatapathState::Residue },
+                state: if first {
+                    DatapathState::InCharge
+                } else {
+                    DatapathState::Residue
+                },
                 why: match &profile.mode {
                     Some(mode) if first => {
                         format!("kube-proxy's mode is {}, and {}", mode.value, s.why)
@@ -106,12 +112,16 @@ pub fn found(ruleset: &Ruleset, profile: &ProxyProfile) -> Vec<DatapathFound> {
         }
     }
     if let Some(mode) = &profile.mode {
-        if !all.iter().any(|f| f.state == DatapathState::InCharge) && mode.value != ProxyMode::Ipvs {
+        if !all.iter().any(|f| f.state == DatapathState::InCharge) && mode.value != ProxyMode::Ipvs
+        {
             all.push(DatapathFound {
                 name: format!("kube-proxy/{}", mode.value).into(),
                 version,
                 state: DatapathState::InCharge,
-                why: format!("kube-proxy's mode is {}, but none of its rules are there", mode.value),
+                why: format!(
+                    "kube-proxy's mode is {}, but none of its rules are there",
+                    mode.value
+                ),
             });
         }
     }
@@ -136,7 +146,12 @@ pub fn snapshot(
     };
     let datapath = in_charge(ruleset, profile);
     let owner = owner(datapath);
-    let ask = Ask { desired, node, detector: &profile.config.value.detector, owner };
+    let ask = Ask {
+        desired,
+        node,
+        detector: &profile.config.value.detector,
+        owner,
+    };
     let mut tables = walk::walk(ruleset, &ask);
     let mut hooks = Vec::new();
     let mut families = Vec::new();
@@ -173,7 +188,11 @@ pub fn snapshot(
         datapaths: found(ruleset, profile),
         tables,
         hooks,
-        coverage: Coverage { families, unknown_in_own_rules, unknown_in_foreign_rules },
+        coverage: Coverage {
+            families,
+            unknown_in_own_rules,
+            unknown_in_foreign_rules,
+        },
         gaps,
         generation: ruleset.generation.map(u64::from),
         last_writer: ruleset.last_writer.clone(),
@@ -184,7 +203,10 @@ pub fn snapshot(
 fn failed(gap: &Gap) -> Snapshot {
     Snapshot {
         datapaths: Vec::new(),
-        tables: Family::ALL.into_iter().map(|f| (f, Reading::Failed(gap.clone()))).collect(),
+        tables: Family::ALL
+            .into_iter()
+            .map(|f| (f, Reading::Failed(gap.clone())))
+            .collect(),
         hooks: Vec::new(),
         coverage: Coverage::default(),
         gaps: vec![gap.clone()],
@@ -204,10 +226,17 @@ fn jump_hook(
     essential: bool,
 ) -> Hook {
     let name: Arc<str> = format!("{} {from} -> {to}", missing.1).into();
-    let found = table.filter(|t| !t.dormant).and_then(|t| t.chain(from)).and_then(|chain| {
-        chain.hook?;
-        chain.rules.iter().find(|r| leads_to(r, to)).map(|r| (chain, r))
-    });
+    let found = table
+        .filter(|t| !t.dormant)
+        .and_then(|t| t.chain(from))
+        .and_then(|chain| {
+            chain.hook?;
+            chain
+                .rules
+                .iter()
+                .find(|r| leads_to(r, to))
+                .map(|r| (chain, r))
+        });
     let says = match (table, found) {
         (_, Some(_)) => format!("leads to {to}"),
         (None, None) => "the table is not there".to_string(),

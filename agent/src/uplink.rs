@@ -63,7 +63,9 @@ async fn keep_connected(config: UplinkConfig, aggregator: String, mut reports: R
     let mut pause = RETRY_FIRST;
     loop {
         let start = tokio::time::Instant::now();
-        let Err(why) = session(&config, &aggregator, &mut reports).await else { return };
+        let Err(why) = session(&config, &aggregator, &mut reports).await else {
+            return;
+        };
         if start.elapsed() >= GOOD {
             pause = RETRY_FIRST;
         }
@@ -117,13 +119,18 @@ async fn session(
     let (up, outgoing) = mpsc::channel(1);
     let mut request = tonic::Request::new(ReceiverStream::new(outgoing));
     if let Some(file) = &config.token_file {
-        request.metadata_mut().insert(proto::AUTHORIZATION, bearer(file).await?);
+        request
+            .metadata_mut()
+            .insert(proto::AUTHORIZATION, bearer(file).await?);
     }
-    send(&up, v1::agent_message::Message::Hello(v1::Hello {
-        node: config.node.0.to_string(),
-        agent_version: config.version.clone(),
-        wire_version: proto::WIRE_VERSION,
-    }))
+    send(
+        &up,
+        v1::agent_message::Message::Hello(v1::Hello {
+            node: config.node.0.to_string(),
+            agent_version: config.version.clone(),
+            wire_version: proto::WIRE_VERSION,
+        }),
+    )
     .await?;
     let mut answers = client.stream(request).await?.into_inner();
     tracing::info!(aggregator, "connected");
@@ -197,7 +204,14 @@ async fn send(
     up: &mpsc::Sender<v1::AgentMessage>,
     message: v1::agent_message::Message,
 ) -> Result<(), Ended> {
-    deliver(up, v1::AgentMessage { message: Some(message), sent_at_ms: now().0 }).await
+    deliver(
+        up,
+        v1::AgentMessage {
+            message: Some(message),
+            sent_at_ms: now().0,
+        },
+    )
+    .await
 }
 
 async fn deliver(
@@ -213,7 +227,9 @@ async fn deliver(
 
 async fn bearer(file: &Path) -> Result<MetadataValue<Ascii>, Ended> {
     let wrong = |why: String| Ended::Token(file.to_path_buf(), why);
-    let token = tokio::fs::read_to_string(file).await.map_err(|e| wrong(e.to_string()))?;
+    let token = tokio::fs::read_to_string(file)
+        .await
+        .map_err(|e| wrong(e.to_string()))?;
     let mut value: MetadataValue<Ascii> = format!("Bearer {}", token.trim())
         .parse()
         .map_err(|_| wrong("holds characters that no token has".into()))?;
@@ -222,7 +238,9 @@ async fn bearer(file: &Path) -> Result<MetadataValue<Ascii>, Ended> {
 }
 
 fn now() -> Millis {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
     Millis(since.as_millis() as u64)
 }
 

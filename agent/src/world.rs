@@ -287,7 +287,11 @@ impl World {
                 *known = Scrape {
                     mode: fresh.mode.or(known.mode),
                     version: fresh.version.or(known.version),
-                    gates: if fresh.gates.is_empty() { std::mem::take(&mut known.gates) } else { fresh.gates },
+                    gates: if fresh.gates.is_empty() {
+                        std::mem::take(&mut known.gates)
+                    } else {
+                        fresh.gates
+                    },
                     config: fresh.config.or_else(|| known.config.take()),
                     health: fresh.health,
                     runs: fresh.runs,

@@ -39,7 +39,9 @@ pub enum AuthError {
         wanted: String,
     },
     /// Valid, but names no node.
-    #[error("the token carries no node claim; it must be bound to a Pod, by Kubernetes 1.32 or later")]
+    #[error(
+        "the token carries no node claim; it must be bound to a Pod, by Kubernetes 1.32 or later"
+    )]
     NoNode,
     /// The API server could not be asked.
     #[error("the API server could not be asked: {0}")]
@@ -139,10 +141,17 @@ impl Tokens {
             .header("content-type", "application/json")
             .body(body.to_string().into_bytes())
             .map_err(|e| unavailable(e.to_string()))?;
-        let _turn = self.at_once.acquire().await.map_err(|e| unavailable(e.to_string()))?;
+        let _turn = self
+            .at_once
+            .acquire()
+            .await
+            .map_err(|e| unavailable(e.to_string()))?;
         match tokio::time::timeout(PATIENCE, self.client.request::<Review>(request)).await {
             Ok(answer) => answer.map_err(|e| unavailable(e.to_string())),
-            Err(_) => Err(unavailable(format!("no answer within {} s", PATIENCE.as_secs()))),
+            Err(_) => Err(unavailable(format!(
+                "no answer within {} s",
+                PATIENCE.as_secs()
+            ))),
         }
     }
 }
@@ -154,10 +163,15 @@ fn judge(review: Review, audience: &str, account: &str) -> Result<String, AuthEr
     }
     // An API server that knows no audiences ignores them, and accepts everybody's tokens.
     if !status.audiences.iter().any(|a| a == audience) {
-        return Err(AuthError::NotAccepted(format!("it is not meant for {audience:?}")));
+        return Err(AuthError::NotAccepted(format!(
+            "it is not meant for {audience:?}"
+        )));
     }
     if status.user.username != account {
-        return Err(AuthError::OtherAccount { got: status.user.username, wanted: account.into() });
+        return Err(AuthError::OtherAccount {
+            got: status.user.username,
+            wanted: account.into(),
+        });
     }
     match status.user.extra.get(NODE_CLAIM).map(Vec::as_slice) {
         Some([node]) if !node.is_empty() => Ok(node.clone()),
@@ -188,8 +202,14 @@ mod tests {
     #[test]
     fn only_the_agents_token_for_us_proves_a_node() {
         assert_eq!(review(|_| ()), Ok("node-a".into()));
-        assert!(matches!(review(|s| s.authenticated = false), Err(AuthError::NotAccepted(_))));
-        assert!(matches!(review(|s| s.audiences.clear()), Err(AuthError::NotAccepted(_))));
+        assert!(matches!(
+            review(|s| s.authenticated = false),
+            Err(AuthError::NotAccepted(_))
+        ));
+        assert!(matches!(
+            review(|s| s.audiences.clear()),
+            Err(AuthError::NotAccepted(_))
+        ));
         assert!(matches!(
             review(|s| s.user.username = "system:serviceaccount:tenant:default".into()),
             Err(AuthError::OtherAccount { .. })

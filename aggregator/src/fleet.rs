@@ -127,7 +127,8 @@ impl Said {
 
     /// Age of the view of the API, milliseconds.
     pub fn api_age_ms(&self, now: Now) -> Option<u64> {
-        self.api_as_of.map(|m| self.node_clock(now).saturating_sub(m.0))
+        self.api_as_of
+            .map(|m| self.node_clock(now).saturating_sub(m.0))
     }
 
     /// How long ago something was that the node saw at `then`, milliseconds.
@@ -136,7 +137,9 @@ impl Said {
     }
 
     fn node_clock(&self, now: Now) -> u64 {
-        self.sent_at.0.saturating_add(now.mono.since(self.received.mono))
+        self.sent_at
+            .0
+            .saturating_add(now.mono.since(self.received.mono))
     }
 }
 
@@ -193,7 +196,9 @@ impl Fleet {
         match event {
             Event::Connected { .. } => {}
             Event::Disconnected { .. } => member.open = false,
-            Event::Report { report, sent_at, .. } => {
+            Event::Report {
+                report, sent_at, ..
+            } => {
                 member.heard = now;
                 member.said = Some(Said {
                     services: Arc::new(services(&report)),
@@ -206,7 +211,14 @@ impl Fleet {
                     report,
                 });
             }
-            Event::Heartbeat { pass, at, took_ms, api_as_of, sent_at, .. } => {
+            Event::Heartbeat {
+                pass,
+                at,
+                took_ms,
+                api_as_of,
+                sent_at,
+                ..
+            } => {
                 member.heard = now;
                 if let Some(said) = &mut member.said
                     && pass > 0
@@ -226,12 +238,17 @@ impl Fleet {
 
     /// Drops nodes that have been silent for [`FORGOTTEN_AFTER_MS`].
     pub fn forget(&mut self, now: Now) {
-        self.nodes.retain(|_, m| m.open || now.mono.since(m.heard.mono) < FORGOTTEN_AFTER_MS);
+        self.nodes
+            .retain(|_, m| m.open || now.mono.since(m.heard.mono) < FORGOTTEN_AFTER_MS);
     }
 
     /// Every Service that any node reports.
     pub fn services(&self) -> BTreeSet<&ServiceName> {
-        self.nodes.values().filter_map(|m| m.said.as_ref()).flat_map(|s| s.services.keys()).collect()
+        self.nodes
+            .values()
+            .filter_map(|m| m.said.as_ref())
+            .flat_map(|s| s.services.keys())
+            .collect()
     }
 }
 

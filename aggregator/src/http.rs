@@ -63,7 +63,10 @@ fn scraped() -> Router<SharedFleet> {
 }
 
 fn finish(router: Router<SharedFleet>, fleet: SharedFleet) -> Router {
-    router.fallback(unknown_path).method_not_allowed_fallback(not_allowed).with_state(fleet)
+    router
+        .fallback(unknown_path)
+        .method_not_allowed_fallback(not_allowed)
+        .with_state(fleet)
 }
 
 /// An error, as problem details.
@@ -103,7 +106,11 @@ impl From<NotFound> for Problem {
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
         let status = StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        respond(status, "application/problem+json", words::json(&self).unwrap_or_default())
+        respond(
+            status,
+            "application/problem+json",
+            words::json(&self).unwrap_or_default(),
+        )
     }
 }
 
@@ -129,13 +136,19 @@ impl Asked {
         let mut all = known.to_vec();
         all.push("output");
         if let Some(unknown) = parameters.keys().find(|k| !all.contains(&k.as_str())) {
-            return Err(Problem::bad(format!("there is no parameter {unknown:?} here"), &all));
+            return Err(Problem::bad(
+                format!("there is no parameter {unknown:?} here"),
+                &all,
+            ));
         }
         let text = match parameters.get("output").map(String::as_str) {
             Some("text") => true,
             Some("json") => false,
             Some(other) => {
-                return Err(Problem::bad(format!("output={other:?} is not known"), &["json", "text"]));
+                return Err(Problem::bad(
+                    format!("output={other:?} is not known"),
+                    &["json", "text"],
+                ));
             }
             None => headers
                 .get(header::ACCEPT)
@@ -161,14 +174,24 @@ impl Asked {
     fn page(&self) -> Result<Page, Problem> {
         let limit = self.number("limit", Page::LIMIT)?;
         if limit == 0 || limit > Page::LIMIT {
-            return Err(Problem::bad(format!("limit must be 1 to {}", Page::LIMIT), &[]));
+            return Err(Problem::bad(
+                format!("limit must be 1 to {}", Page::LIMIT),
+                &[],
+            ));
         }
-        Ok(Page { from: self.number("from", 0)?, limit })
+        Ok(Page {
+            from: self.number("from", 0)?,
+            limit,
+        })
     }
 
     fn show(&self, view: &impl View) -> Result<Response, Problem> {
         if self.text {
-            return Ok(respond(StatusCode::OK, "text/plain; charset=utf-8", view.text()));
+            return Ok(respond(
+                StatusCode::OK,
+                "text/plain; charset=utf-8",
+                view.text(),
+            ));
         }
         Ok(respond(StatusCode::OK, "application/json", json(view)?))
     }
@@ -180,11 +203,15 @@ fn json(value: &impl Serialize) -> Result<String, Problem> {
 }
 
 fn look<T>(fleet: &SharedFleet, f: impl FnOnce(&Fleet, Now) -> T) -> T {
-    f(&fleet.read().unwrap_or_else(|e| e.into_inner()), crate::now())
+    f(
+        &fleet.read().unwrap_or_else(|e| e.into_inner()),
+        crate::now(),
+    )
 }
 
 fn segments<T>(path: Segments<T>) -> Result<T, Problem> {
-    path.map(|Path(p)| p).map_err(|e| Problem::bad(e.body_text(), &PATHS))
+    path.map(|Path(p)| p)
+        .map_err(|e| Problem::bad(e.body_text(), &PATHS))
 }
 
 type Answer = Result<Response, Problem>;
@@ -214,8 +241,12 @@ async fn get_named(
 ) -> Answer {
     let asked = Asked::new(q, &h, &["namespace"])?;
     let (node, name) = segments(path)?;
-    match look(&fleet, |f, _| service::resolve(f, &node, &name, asked.get("namespace"))) {
-        Ok(name) => asked.show(&look(&fleet, |f, now| service::service(f, &node, &name, now))?),
+    match look(&fleet, |f, _| {
+        service::resolve(f, &node, &name, asked.get("namespace"))
+    }) {
+        Ok(name) => asked.show(&look(&fleet, |f, now| {
+            service::service(f, &node, &name, now)
+        })?),
         Err(NoService::NotFound(n)) => Err(n.into()),
         Err(NoService::Ambiguous(choices)) => ambiguous(&asked, &choices),
     }
@@ -242,7 +273,9 @@ async fn get_service(
     let asked = Asked::new(q, &h, &[])?;
     let (node, namespace, name) = segments(path)?;
     let name = ServiceName::new(&namespace, &name);
-    asked.show(&look(&fleet, |f, now| service::service(f, &node, &name, now))?)
+    asked.show(&look(&fleet, |f, now| {
+        service::service(f, &node, &name, now)
+    })?)
 }
 
 async fn get_everywhere(
@@ -254,11 +287,21 @@ async fn get_everywhere(
     let asked = Asked::new(q, &h, &[])?;
     let (namespace, name) = segments(path)?;
     let name = ServiceName::new(&namespace, &name);
-    asked.show(&look(&fleet, |f, now| everywhere::everywhere(f, &name, now))?)
+    asked.show(&look(&fleet, |f, now| {
+        everywhere::everywhere(f, &name, now)
+    })?)
 }
 
 async fn get_drift(State(fleet): State<SharedFleet>, q: Parameters, h: HeaderMap) -> Answer {
-    let known = ["kind", "severity", "namespace", "node", "age", "from", "limit"];
+    let known = [
+        "kind",
+        "severity",
+        "namespace",
+        "node",
+        "age",
+        "from",
+        "limit",
+    ];
     let asked = Asked::new(q, &h, &known)?;
     let filter = filter(&asked)?;
     let page = asked.page()?;
@@ -287,11 +330,20 @@ fn filter(asked: &Asked) -> Result<Filter, Problem> {
     let age_ms = match asked.get("age") {
         None => 0,
         Some(text) => duration_ms(text).ok_or_else(|| {
-            Problem::bad(format!("age={text:?} is not a duration"), &["30s", "5m", "2h"])
+            Problem::bad(
+                format!("age={text:?} is not a duration"),
+                &["30s", "5m", "2h"],
+            )
         })?,
     };
     let owned = |name| asked.get(name).map(str::to_owned);
-    Ok(Filter { kind, severity, namespace: owned("namespace"), node: owned("node"), age_ms })
+    Ok(Filter {
+        kind,
+        severity,
+        namespace: owned("namespace"),
+        node: owned("node"),
+        age_ms,
+    })
 }
 
 /// `90`, `90s`, `5m`, `2h`, `1d`.
@@ -306,13 +358,21 @@ fn duration_ms(text: &str) -> Option<u64> {
         b'd' => 86400,
         _ => 1,
     };
-    digits.parse::<u64>().ok()?.checked_mul(seconds)?.checked_mul(1000)
+    digits
+        .parse::<u64>()
+        .ok()?
+        .checked_mul(seconds)?
+        .checked_mul(1000)
 }
 
 async fn get_metrics(State(fleet): State<SharedFleet>) -> Answer {
     let body = look(&fleet, crate::metrics::metrics)
         .map_err(|e| Problem::new(StatusCode::INTERNAL_SERVER_ERROR, e.to_string(), Vec::new()))?;
-    Ok(respond(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", body))
+    Ok(respond(
+        StatusCode::OK,
+        "text/plain; version=0.0.4; charset=utf-8",
+        body,
+    ))
 }
 
 async fn health() -> Response {
@@ -337,14 +397,26 @@ async fn root(State(fleet): State<SharedFleet>, q: Parameters, h: HeaderMap) -> 
     let asked = Asked::new(q, &h, &[])?;
     let all = Page { from: 0, limit: 1 };
     let verdict = look(&fleet, |f, now| nodes::nodes(f, all, now).verdict);
-    asked.show(&Root { verdict, version: env!("CARGO_PKG_VERSION"), paths: PATHS })
+    asked.show(&Root {
+        verdict,
+        version: env!("CARGO_PKG_VERSION"),
+        paths: PATHS,
+    })
 }
 
 async fn unknown_path(uri: axum::http::Uri) -> Problem {
     let exists = PATHS.iter().map(ToString::to_string).collect();
-    Problem::new(StatusCode::NOT_FOUND, format!("there is no path {:?}", uri.path()), exists)
+    Problem::new(
+        StatusCode::NOT_FOUND,
+        format!("there is no path {:?}", uri.path()),
+        exists,
+    )
 }
 
 async fn not_allowed() -> Problem {
-    Problem::new(StatusCode::METHOD_NOT_ALLOWED, "only GET is answered", Vec::new())
+    Problem::new(
+        StatusCode::METHOD_NOT_ALLOWED,
+        "only GET is answered",
+        Vec::new(),
+    )
 }

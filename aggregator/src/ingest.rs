@@ -37,7 +37,12 @@ impl Ingest {
     /// `tokens`: how agents prove their node; `None`: they are believed.
     pub fn new(fleet: SharedFleet, tokens: Option<Tokens>) -> Ingest {
         let streams = Arc::new(Semaphore::new(STREAMS));
-        Ingest { fleet, tokens, next: AtomicU64::new(1), streams }
+        Ingest {
+            fleet,
+            tokens,
+            next: AtomicU64::new(1),
+            streams,
+        }
     }
 
     /// As a server of tonic, with compression and bounds.
@@ -48,8 +53,13 @@ impl Ingest {
             .max_decoding_message_size(proto::limits::MESSAGE_BYTES)
     }
 
-    async fn proven(&self, request: &Request<Streaming<v1::AgentMessage>>) -> Result<Option<String>, Status> {
-        let Some(tokens) = &self.tokens else { return Ok(None) };
+    async fn proven(
+        &self,
+        request: &Request<Streaming<v1::AgentMessage>>,
+    ) -> Result<Option<String>, Status> {
+        let Some(tokens) = &self.tokens else {
+            return Ok(None);
+        };
         let token = request
             .metadata()
             .get(proto::AUTHORIZATION)
@@ -121,9 +131,16 @@ impl Session {
         };
         tracing::info!(node = ?&*node.0, connection = self.connection, "an agent connected");
         let end = self.listen(&node, &mut up).await;
-        let _ = self.tell(&node, Event::Disconnected { connection: self.connection });
+        let _ = self.tell(
+            &node,
+            Event::Disconnected {
+                connection: self.connection,
+            },
+        );
         match end {
-            Ok(()) => tracing::info!(node = ?&*node.0, connection = self.connection, "an agent left"),
+            Ok(()) => {
+                tracing::info!(node = ?&*node.0, connection = self.connection, "an agent left")
+            }
             Err(status) => self.refuse(Some(&node), status).await,
         }
     }
@@ -138,7 +155,11 @@ impl Session {
         let first = timeout(PATIENCE, up.message())
             .await
             .map_err(|_| Status::deadline_exceeded("no Hello came"))??;
-        let Some(v1::AgentMessage { message: Some(Message::Hello(hello)), .. }) = first else {
+        let Some(v1::AgentMessage {
+            message: Some(Message::Hello(hello)),
+            ..
+        }) = first
+        else {
             return Err(Status::invalid_argument("the first message must be Hello"));
         };
         if hello.wire_version != proto::WIRE_VERSION {
@@ -161,7 +182,13 @@ impl Session {
             return Err(Status::invalid_argument("hello.agent_version is too long"));
         }
         let connection = self.connection;
-        self.tell(&node, Event::Connected { connection, agent_version: hello.agent_version })?;
+        self.tell(
+            &node,
+            Event::Connected {
+                connection,
+                agent_version: hello.agent_version,
+            },
+        )?;
         self.answer(v1::aggregator_message::Message::Welcome(v1::Welcome {
             aggregator_version: env!("CARGO_PKG_VERSION").into(),
             wire_version: proto::WIRE_VERSION,
@@ -183,7 +210,13 @@ impl Session {
             let next = timeout(PATIENCE, up.message())
                 .await
                 .map_err(|_| Status::deadline_exceeded("no heartbeat came"))??;
-            let Some(v1::AgentMessage { message, sent_at_ms }) = next else { return Ok(()) };
+            let Some(v1::AgentMessage {
+                message,
+                sent_at_ms,
+            }) = next
+            else {
+                return Ok(());
+            };
             let sent_at = Millis(sent_at_ms);
             match message {
                 Some(Message::Report(wire)) => {
@@ -192,8 +225,16 @@ impl Session {
                         return Err(Status::permission_denied("a report about another node"));
                     }
                     let pass = report.pass;
-                    self.tell(node, Event::Report { connection, report: Arc::new(report), sent_at })?;
-                    self.answer(v1::aggregator_message::Message::Ack(v1::Ack { pass })).await?;
+                    self.tell(
+                        node,
+                        Event::Report {
+                            connection,
+                            report: Arc::new(report),
+                            sent_at,
+                        },
+                    )?;
+                    self.answer(v1::aggregator_message::Message::Ack(v1::Ack { pass }))
+                        .await?;
                 }
                 Some(Message::Heartbeat(h)) => self.tell(
                     node,
@@ -217,14 +258,18 @@ impl Session {
 
     fn tell(&self, node: &NodeName, event: Event) -> Result<(), Status> {
         let mut fleet = self.fleet.write().unwrap_or_else(|e| e.into_inner());
-        fleet.apply(node, event, crate::now()).map_err(|why| match why {
-            crate::fleet::Refused::Superseded => Status::aborted(why.to_string()),
-            crate::fleet::Refused::Full => Status::resource_exhausted(why.to_string()),
-        })
+        fleet
+            .apply(node, event, crate::now())
+            .map_err(|why| match why {
+                crate::fleet::Refused::Superseded => Status::aborted(why.to_string()),
+                crate::fleet::Refused::Full => Status::resource_exhausted(why.to_string()),
+            })
     }
 
     async fn answer(&self, message: v1::aggregator_message::Message) -> Result<(), Status> {
-        let message = v1::AggregatorMessage { message: Some(message) };
+        let message = v1::AggregatorMessage {
+            message: Some(message),
+        };
         match timeout(PATIENCE, self.down.send(Ok(message))).await {
             Ok(Ok(())) => Ok(()),
             _ => Err(Status::cancelled("the agent takes no answers")),

@@ -20,7 +20,9 @@ pub type SharedFleet = Arc<RwLock<fleet::Fleet>>;
 /// This instant, on both clocks.
 pub fn now() -> Now {
     static START: OnceLock<Instant> = OnceLock::new();
-    let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let wall = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
     Now {
         mono: Mono(START.get_or_init(Instant::now).elapsed().as_millis() as u64),
         wall: Millis(wall.as_millis() as u64),

@@ -50,7 +50,10 @@ async fn main() -> anyhow::Result<()> {
     let flags = Flags::parse();
     let filter = tracing_subscriber::EnvFilter::try_from_default_env()
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .init();
     if !flags.listen.ip().is_loopback() && !flags.insecure_readers {
         bail!(
             "--listen {} is not loopback, and readers are not authenticated yet: listen on loopback \
@@ -66,14 +69,22 @@ async fn main() -> anyhow::Result<()> {
         None
     } else {
         Some(
-            Tokens::new(flags.kubeconfig.as_deref(), flags.audience, flags.agent_account)
-                .await
-                .context("finding the API server that verifies agents' tokens (or --insecure-agents)")?,
+            Tokens::new(
+                flags.kubeconfig.as_deref(),
+                flags.audience,
+                flags.agent_account,
+            )
+            .await
+            .context(
+                "finding the API server that verifies agents' tokens (or --insecure-agents)",
+            )?,
         )
     };
     let fleet: SharedFleet = Arc::new(RwLock::new(Fleet::default()));
     let bind = async |what: &str, at: SocketAddr| {
-        TcpListener::bind(at).await.with_context(|| format!("{what} {at}"))
+        TcpListener::bind(at)
+            .await
+            .with_context(|| format!("{what} {at}"))
     };
     let readers = bind("--listen", flags.listen).await?;
     let agents = bind("--grpc", flags.grpc).await?;

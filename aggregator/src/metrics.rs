@@ -42,7 +42,11 @@ pub fn metrics(fleet: &Fleet, now: Now) -> Result<String, prometheus::Error> {
         registry.register(boxed)?;
         Ok(g)
     };
-    let build = gauge("vipwitness_build_info", "1, with the aggregator's version.", &["version"])?;
+    let build = gauge(
+        "vipwitness_build_info",
+        "1, with the aggregator's version.",
+        &["version"],
+    )?;
     let connected = gauge(
         "vipwitness_agent_connected",
         "1 while the node's agent is connected to this replica and was heard of within 15 s.",
@@ -93,14 +97,20 @@ pub fn metrics(fleet: &Fleet, now: Now) -> Result<String, prometheus::Error> {
         "Things on the node that could not be read. While the agent is connected.",
         &["node"],
     )?;
-    build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1.0);
+    build
+        .with_label_values(&[env!("CARGO_PKG_VERSION")])
+        .set(1.0);
     for (name, member) in &fleet.nodes {
         let node = clean(&name.0);
         let node = node.as_str();
         let live = member.connected(now);
-        connected.with_label_values(&[node]).set(f64::from(u8::from(live)));
+        connected
+            .with_label_values(&[node])
+            .set(f64::from(u8::from(live)));
         let Some(said) = &member.said else { continue };
-        report_age.with_label_values(&[node]).set(said.age_ms(now) as f64 / 1000.0);
+        report_age
+            .with_label_values(&[node])
+            .set(said.age_ms(now) as f64 / 1000.0);
         if let Some(age) = said.api_age_ms(now) {
             api_age.with_label_values(&[node]).set(age as f64 / 1000.0);
         }
@@ -109,15 +119,24 @@ pub fn metrics(fleet: &Fleet, now: Now) -> Result<String, prometheus::Error> {
         }
         let report = &said.report;
         for f in &report.findings {
-            findings.with_label_values(&[node, f.kind.word(), severity(f.severity)]).inc();
+            findings
+                .with_label_values(&[node, f.kind.word(), severity(f.severity)])
+                .inc();
             if let Some(s) = &f.service {
                 let (namespace, name) = (clean(&s.service.namespace), clean(&s.service.name));
-                service.with_label_values(&[node, &namespace, &name, f.kind.word()]).inc();
+                service
+                    .with_label_values(&[node, &namespace, &name, f.kind.word()])
+                    .inc();
             }
         }
-        converging.with_label_values(&[node]).set(report.converging.len() as f64);
-        judged.with_label_values(&[node]).set(report.judged.pairs as f64);
-        gaps.with_label_values(&[node]).set(report.gaps.len() as f64);
+        converging
+            .with_label_values(&[node])
+            .set(report.converging.len() as f64);
+        judged
+            .with_label_values(&[node])
+            .set(report.judged.pairs as f64);
+        gaps.with_label_values(&[node])
+            .set(report.gaps.len() as f64);
         let count = |into: &GaugeVec, reasons: &BTreeMap<NotJudged, u64>| {
             for (why, n) in reasons {
                 into.with_label_values(&[node, reason(*why)]).set(*n as f64);

@@ -55,7 +55,9 @@ impl Data {
         Data {
             read_at: said.map(|s| stamp(s.at)),
             age_seconds: said.map(|s| s.age_ms(now) as f64 / 1000.0),
-            api_view_age_seconds: said.and_then(|s| s.api_age_ms(now)).map(|a| a as f64 / 1000.0),
+            api_view_age_seconds: said
+                .and_then(|s| s.api_age_ms(now))
+                .map(|a| a as f64 / 1000.0),
             connected: member.connected(now),
             silent_since: member.silent_since(now).map(stamp),
         }
@@ -158,7 +160,10 @@ impl Shown {
             out += &format!("    proof  {}\n", clean(e));
         }
         if self.absorbs > 0 {
-            out += &format!("    {} findings of single Services follow from it\n", self.absorbs);
+            out += &format!(
+                "    {} findings of single Services follow from it\n",
+                self.absorbs
+            );
         }
         out
     }
@@ -175,10 +180,18 @@ pub fn severity(s: Severity) -> &'static str {
 
 /// A node, or an error that names nodes that exist.
 pub fn member<'a>(fleet: &'a Fleet, name: &str) -> Result<(&'a NodeName, &'a Member), NotFound> {
-    fleet.nodes.get_key_value(&NodeName::from(name)).ok_or_else(|| NotFound {
-        detail: format!("no agent has reported from a node {name:?}"),
-        exists: fleet.nodes.keys().take(CHOICES).map(|n| format!("/nodes/{}", words::path(&n.0))).collect(),
-    })
+    fleet
+        .nodes
+        .get_key_value(&NodeName::from(name))
+        .ok_or_else(|| NotFound {
+            detail: format!("no agent has reported from a node {name:?}"),
+            exists: fleet
+                .nodes
+                .keys()
+                .take(CHOICES)
+                .map(|n| format!("/nodes/{}", words::path(&n.0)))
+                .collect(),
+        })
 }
 
 /// The Services among `known` that somebody may have meant by `wanted`: those of its name first, then
@@ -188,7 +201,6 @@ pub fn similar<'a>(
     wanted: &ServiceName,
 ) -> Vec<&'a ServiceName> {
     let same_name = known.clone().filter(|s| s.name == wanted.name);
-    let same_namespace =
-        known.filter(|s| s.namespace == wanted.namespace && s.name != wanted.name);
+    let same_namespace = known.filter(|s| s.namespace == wanted.namespace && s.name != wanted.name);
     same_name.chain(same_namespace).take(CHOICES).collect()
 }

@@ -2,8 +2,8 @@
 
 mod reports;
 
-use aggregator::{SharedFleet, fleet::Fleet, http, ingest::Ingest};
 use agent::uplink::{UplinkConfig, uplink};
+use aggregator::{SharedFleet, fleet::Fleet, http, ingest::Ingest};
 use model::name::NodeName;
 use std::net::SocketAddr;
 use std::sync::{Arc, RwLock};
@@ -50,7 +50,12 @@ async fn what_an_agent_reports_is_what_curl_reads() {
     tokio::spawn(server);
     tokio::spawn(async move { axum::serve(readers, http::router(fleet)).await });
 
-    assert!(get(at, "/nodes", "*/*").await.1.contains("no agent has reported yet"));
+    assert!(
+        get(at, "/nodes", "*/*")
+            .await
+            .1
+            .contains("no agent has reported yet")
+    );
 
     let (send, reports) = watch::channel(None);
     let config = UplinkConfig {
@@ -65,14 +70,33 @@ async fn what_an_agent_reports_is_what_curl_reads() {
 
     send.send(Some(Arc::new(reports::drifted("n17")))).unwrap();
     let body = until(at, "/nodes/n17/svc/web", "10.244.9.9:8080").await;
-    assert!(body.starts_with("{\n  \"verdict\": \"shop/web on n17: sends to"), "{body}");
+    assert!(
+        body.starts_with("{\n  \"verdict\": \"shop/web on n17: sends to"),
+        "{body}"
+    );
     let (status, text) = get(at, "/nodes/n17/svc/shop/web", "text/plain").await;
-    assert!(status == 200 && text.contains("difference   sends nothing to 10.244.2.6:8080"), "{text}");
-    for path in ["/nodes/n17/svc/shop%2Fweb", "/nodes/n17/svc/web?namespace=shop", "/drift?kind=stale_backend&age=5s&severity=warning", "/svc/shop/web?output=text"] {
+    assert!(
+        status == 200 && text.contains("difference   sends nothing to 10.244.2.6:8080"),
+        "{text}"
+    );
+    for path in [
+        "/nodes/n17/svc/shop%2Fweb",
+        "/nodes/n17/svc/web?namespace=shop",
+        "/drift?kind=stale_backend&age=5s&severity=warning",
+        "/svc/shop/web?output=text",
+    ] {
         let (status, body) = get(at, path, "*/*").await;
-        assert!(status == 200 && body.contains("10.244.9.9:8080"), "{path} {status}\n{body}");
+        assert!(
+            status == 200 && body.contains("10.244.9.9:8080"),
+            "{path} {status}\n{body}"
+        );
     }
-    until(at, "/metrics", "vipwitness_node_findings{kind=\"stale_backend\",node=\"n17\",severity=\"critical\"} 1").await;
+    until(
+        at,
+        "/metrics",
+        "vipwitness_node_findings{kind=\"stale_backend\",node=\"n17\",severity=\"critical\"} 1",
+    )
+    .await;
     assert_eq!(get(at, "/healthz", "*/*").await, (200, "ok\n".into()));
 
     // A pass that came to the same is told by a heartbeat; its number is seen.
@@ -83,10 +107,17 @@ async fn what_an_agent_reports_is_what_curl_reads() {
     until(at, "/nodes/n17", "\"pass\": 8").await;
 
     // Healed: the finding clears by itself.
-    send.send(Some(Arc::new(reports::named("n17", &[("shop", "web"), ("test", "web")])))).unwrap();
+    send.send(Some(Arc::new(reports::named(
+        "n17",
+        &[("shop", "web"), ("test", "web")],
+    ))))
+    .unwrap();
     until(at, "/drift", "\"findings\": []").await;
     let (status, body) = get(at, "/nodes/n17/svc/web", "*/*").await;
-    assert!(status == 300 && body.contains("/nodes/n17/svc/test/web"), "{status}\n{body}");
+    assert!(
+        status == 300 && body.contains("/nodes/n17/svc/test/web"),
+        "{status}\n{body}"
+    );
 
     for (path, status, says) in [
         ("/nodez", 404, "/nodes/{node}/svc/{name}"),

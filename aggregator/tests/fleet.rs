@@ -13,21 +13,34 @@ use model::time::{Millis, Mono, Now};
 use reports::{AT, agrees, drifted, evil, named, whole_node};
 use std::sync::Arc;
 
-const PAGE: Page = Page { from: 0, limit: 500 };
+const PAGE: Page = Page {
+    from: 0,
+    limit: 500,
+};
 
 fn at(seconds: u64) -> Now {
-    Now { mono: Mono(seconds * 1000), wall: Millis(AT + seconds * 1000) }
+    Now {
+        mono: Mono(seconds * 1000),
+        wall: Millis(AT + seconds * 1000),
+    }
 }
 
 fn connect(fleet: &mut Fleet, node: &str, connection: u64) {
-    let event = Event::Connected { connection, agent_version: "0.1.0".into() };
+    let event = Event::Connected {
+        connection,
+        agent_version: "0.1.0".into(),
+    };
     fleet.apply(&NodeName::from(node), event, at(0)).unwrap();
 }
 
 fn tell(fleet: &mut Fleet, report: model::report::Report, connection: u64) {
     let node = report.node.clone();
     connect(fleet, &node.0, connection);
-    let event = Event::Report { connection, report: Arc::new(report), sent_at: Millis(AT + 500) };
+    let event = Event::Report {
+        connection,
+        report: Arc::new(report),
+        sent_at: Millis(AT + 500),
+    };
     fleet.apply(&node, event, at(0)).unwrap();
 }
 
@@ -95,21 +108,38 @@ fn the_worst_node_is_first_and_the_silent_one_is_not_last() {
     assert_eq!(view.verdict, "2 of 7 nodes with findings; 1 silent");
     assert!(view.text().contains("SILENT"), "{}", view.text());
     let part = nodes(&f, Page { from: 2, limit: 2 }, at(1));
-    assert_eq!((part.page.next, part.page.total, part.nodes.len()), (Some(4), 7, 2));
-    assert!(part.text().contains("2 of 7 shown, from 2; the next with from=4"));
+    assert_eq!(
+        (part.page.next, part.page.total, part.nodes.len()),
+        (Some(4), 7, 2)
+    );
+    assert!(
+        part.text()
+            .contains("2 of 7 shown, from 2; the next with from=4")
+    );
 }
 
 #[test]
 fn a_bare_name_that_several_services_have_is_refused_with_the_choices() {
     let mut f = fleet();
-    tell(&mut f, named("two", &[("shop", "web"), ("test", "web"), ("test", "db")]), 50);
-    let Err(NoService::Ambiguous(choices)) = resolve(&f, "two", "web", None) else { panic!() };
-    assert_eq!(choices.choices, ["/nodes/two/svc/shop/web", "/nodes/two/svc/test/web"]);
+    tell(
+        &mut f,
+        named("two", &[("shop", "web"), ("test", "web"), ("test", "db")]),
+        50,
+    );
+    let Err(NoService::Ambiguous(choices)) = resolve(&f, "two", "web", None) else {
+        panic!()
+    };
+    assert_eq!(
+        choices.choices,
+        ["/nodes/two/svc/shop/web", "/nodes/two/svc/test/web"]
+    );
     let db = ServiceName::new("test", "db");
     assert_eq!(resolve(&f, "two", "db", None).unwrap(), db);
     assert_eq!(resolve(&f, "two", "test/db", None).unwrap(), db);
     assert_eq!(resolve(&f, "two", "db", Some("test")).unwrap(), db);
-    let Err(NoService::NotFound(n)) = resolve(&f, "two", "wbe", None) else { panic!() };
+    let Err(NoService::NotFound(n)) = resolve(&f, "two", "wbe", None) else {
+        panic!()
+    };
     assert!(n.detail.contains("wbe") && n.exists.len() == 3, "{n:?}");
 }
 
@@ -124,8 +154,13 @@ fn a_finding_about_the_whole_node_reaches_its_services_and_nothing_is_invented()
     let mut unjudged = drifted("n2");
     unjudged.findings.clear();
     tell(&mut f, unjudged, 2);
-    let text = service(&f, "n2", &ServiceName::new("shop", "web"), at(1)).unwrap().text();
-    assert!(text.contains("not judged") && !text.contains("DIFFERS"), "{text}");
+    let text = service(&f, "n2", &ServiceName::new("shop", "web"), at(1))
+        .unwrap()
+        .text();
+    assert!(
+        text.contains("not judged") && !text.contains("DIFFERS"),
+        "{text}"
+    );
 }
 
 #[test]
@@ -134,7 +169,15 @@ fn strangers_names_reach_nobodys_terminal_label_or_table() {
     let report = evil();
     let node = report.node.clone();
     tell(&mut f, report, 1);
-    let web = f.nodes[&node].said.as_ref().unwrap().services.keys().next().unwrap().clone();
+    let web = f.nodes[&node]
+        .said
+        .as_ref()
+        .unwrap()
+        .services
+        .keys()
+        .next()
+        .unwrap()
+        .clone();
     let now = at(1);
     let mut all = vec![
         nodes(&f, PAGE, now).text(),
@@ -147,7 +190,9 @@ fn strangers_names_reach_nobodys_terminal_label_or_table() {
     all.push(words::json(&service(&f, &node.0, &web, now).unwrap()).unwrap());
     all.push(words::json(&drift(&f, &Filter::default(), PAGE, now)).unwrap());
     for text in all {
-        let bad = text.chars().find(|c| (c.is_control() && *c != '\n') || *c == '\u{202e}');
+        let bad = text
+            .chars()
+            .find(|c| (c.is_control() && *c != '\n') || *c == '\u{202e}');
         assert_eq!(bad, None, "{text}");
         assert!(!text.lines().any(|l| l.starts_with("FAKE")), "{text}");
     }
@@ -155,7 +200,8 @@ fn strangers_names_reach_nobodys_terminal_label_or_table() {
 
 #[test]
 fn order_of_nodes_does_not_matter_and_old_connections_have_no_say() {
-    let reports = || ["n17", "a", "b", "c"].map(|n| if n == "n17" { drifted(n) } else { agrees(n) });
+    let reports =
+        || ["n17", "a", "b", "c"].map(|n| if n == "n17" { drifted(n) } else { agrees(n) });
     let mut one = Fleet::default();
     for (i, r) in reports().into_iter().enumerate() {
         tell(&mut one, r, i as u64 + 1);
@@ -164,7 +210,11 @@ fn order_of_nodes_does_not_matter_and_old_connections_have_no_say() {
     for (i, r) in reports().into_iter().enumerate().rev() {
         tell(&mut other, r.clone(), i as u64 + 1);
         let node = r.node.clone();
-        let again = Event::Report { connection: i as u64 + 1, report: Arc::new(r), sent_at: Millis(AT + 500) };
+        let again = Event::Report {
+            connection: i as u64 + 1,
+            report: Arc::new(r),
+            sent_at: Millis(AT + 500),
+        };
         other.apply(&node, again, at(0)).unwrap();
     }
     let shown = |f: &Fleet| words::json(&nodes(f, PAGE, at(3))).unwrap();
@@ -196,11 +246,17 @@ fn silence_ages_and_heartbeats_refresh() {
     assert!(f.nodes[&n].connected(at(21)));
     // Metrics of silent nodes are those that say so, and no others.
     let text = aggregator::metrics::metrics(&f, at(21)).unwrap();
-    assert!(text.contains("vipwitness_agent_connected{node=\"n17\"} 1"), "{text}");
+    assert!(
+        text.contains("vipwitness_agent_connected{node=\"n17\"} 1"),
+        "{text}"
+    );
     assert!(text.contains("vipwitness_agent_connected{node=\"n22\"} 0"));
     assert!(text.contains("vipwitness_service_finding{kind=\"stale_backend\",namespace=\"shop\",node=\"n17\",service=\"web\"} 1"));
-    assert!(!text.contains("vipwitness_service_finding{kind=\"stale_backend\",namespace=\"shop\",node=\"n22\""));
-    f.apply(&n, Event::Disconnected { connection: 1 }, at(22)).unwrap();
+    assert!(!text.contains(
+        "vipwitness_service_finding{kind=\"stale_backend\",namespace=\"shop\",node=\"n22\""
+    ));
+    f.apply(&n, Event::Disconnected { connection: 1 }, at(22))
+        .unwrap();
     f.forget(at(22 + 24 * 3600));
     assert!(!f.nodes.contains_key(&n));
 }
@@ -210,10 +266,34 @@ fn drift_filters_and_pages() {
     let f = fleet();
     let count = |filter: Filter| drift(&f, &filter, PAGE, at(1)).findings.len();
     assert_eq!(count(Filter::default()), 2);
-    assert_eq!(count(Filter { node: Some("n22".into()), ..Filter::default() }), 1);
-    assert_eq!(count(Filter { namespace: Some("other".into()), ..Filter::default() }), 0);
-    assert_eq!(count(Filter { age_ms: 60_000, ..Filter::default() }), 0);
-    assert_eq!(count(Filter { severity: Some(model::finding::Severity::Critical), ..Filter::default() }), 2);
+    assert_eq!(
+        count(Filter {
+            node: Some("n22".into()),
+            ..Filter::default()
+        }),
+        1
+    );
+    assert_eq!(
+        count(Filter {
+            namespace: Some("other".into()),
+            ..Filter::default()
+        }),
+        0
+    );
+    assert_eq!(
+        count(Filter {
+            age_ms: 60_000,
+            ..Filter::default()
+        }),
+        0
+    );
+    assert_eq!(
+        count(Filter {
+            severity: Some(model::finding::Severity::Critical),
+            ..Filter::default()
+        }),
+        2
+    );
     let page = drift(&f, &Filter::default(), Page { from: 0, limit: 1 }, at(1));
     assert_eq!((page.page.next, page.findings.len()), (Some(1), 1));
     assert!(page.text().contains("1 of 2 shown"));

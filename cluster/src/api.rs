@@ -104,7 +104,10 @@ pub async fn get_service(door: &Door, name: &ServiceName) -> Result<Fetched, Str
 async fn fetch(door: &Door, name: &ServiceName) -> Result<Fetched, Trouble> {
     let client = door.client().map_err(|e| Trouble::Busy(e.to_string()))?;
     let bad = |e: crate::field::BadObject| Trouble::Expired(e.to_string());
-    let path = format!("/api/v1/namespaces/{}/services/{}", name.namespace, name.name);
+    let path = format!(
+        "/api/v1/namespaces/{}/services/{}",
+        name.namespace, name.name
+    );
     let request = get(&path).map_err(Trouble::Busy)?;
     let service = match timeout(ANSWER, client.request::<Value>(request)).await {
         Err(_) => return Err(Trouble::Unreachable(no_answer())),
@@ -122,7 +125,11 @@ async fn fetch(door: &Door, name: &ServiceName) -> Result<Fetched, Trouble> {
         Ok(page) => page?,
     };
     let slices = page.items.iter().map(trim::slice).collect::<Result<_, _>>();
-    Ok(Fetched { name: name.clone(), service, slices: slices.map_err(bad)? })
+    Ok(Fetched {
+        name: name.clone(),
+        service,
+        slices: slices.map_err(bad)?,
+    })
 }
 
 /// Why a collection could not be read or followed on.

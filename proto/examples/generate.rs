@@ -7,7 +7,9 @@ use std::path::Path;
 pub fn generate(out: &Path) -> Result<(), Box<dyn std::error::Error>> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("proto");
     let files = protox::compile([folder.join("vipwitness.v1.proto")], [folder])?;
-    tonic_prost_build::configure().out_dir(out).compile_fds(files)?;
+    tonic_prost_build::configure()
+        .out_dir(out)
+        .compile_fds(files)?;
     Ok(())
 }
 

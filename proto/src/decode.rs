@@ -9,7 +9,9 @@ use model::capture::{DatapathFound, DatapathState, Gap};
 use model::finding::{Evidence, Finding, FindingKind, Severity};
 use model::name::{NodeName, ServicePortName};
 use model::report::{Judged, NodeState, NotJudged, Report, Row};
-use model::table::{Action, Affinity, Backend, Because, Forwarding, Masquerade, OneOf, SourceRanges};
+use model::table::{
+    Action, Affinity, Backend, Because, Forwarding, Masquerade, OneOf, SourceRanges,
+};
 use model::time::Millis;
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -97,7 +99,10 @@ pub fn node(s: &str) -> Result<NodeName> {
 fn datapath(d: v1::Datapath) -> Result<DatapathFound> {
     Ok(DatapathFound {
         name: text("datapaths.name", d.name)?.into(),
-        version: d.version.map(|v| text("datapaths.version", v)).transpose()?,
+        version: d
+            .version
+            .map(|v| text("datapaths.version", v))
+            .transpose()?,
         state: match v1::DatapathState::try_from(d.state) {
             Ok(v1::DatapathState::InCharge) => DatapathState::InCharge,
             Ok(v1::DatapathState::Residue) => DatapathState::Residue,
@@ -124,7 +129,10 @@ fn reasons(field: &'static str, list: Vec<v1::Reason>) -> Result<BTreeMap<NotJud
     let mut out = BTreeMap::new();
     for r in list {
         if out.insert(not_judged(field, r.why)?, r.pairs).is_some() {
-            return Err(WireError::Wrong { field, why: "a reason stands there twice" });
+            return Err(WireError::Wrong {
+                field,
+                why: "a reason stands there twice",
+            });
         }
     }
     Ok(out)
@@ -162,7 +170,10 @@ fn finding(f: v1::Finding) -> Result<Finding> {
         sources: each("findings.sources", f.sources, SourceClass::ALL.len(), |s| {
             source("findings.sources", s)
         })?,
-        backend: f.backend.map(|s| socket("findings.backend", s)).transpose()?,
+        backend: f
+            .backend
+            .map(|s| socket("findings.backend", s))
+            .transpose()?,
         since: Millis(f.since_ms),
         evidence: each("findings.evidence", f.evidence, limits::EVIDENCE, evidence)?,
         says: text("findings.says", f.says)?,
@@ -201,7 +212,10 @@ fn evidence(e: v1::Evidence) -> Result<Evidence> {
         table: text(field, e.table)?.into(),
         chain: text(field, e.chain)?.into(),
         handle: e.handle,
-        element: e.element.map(|s| text(field, s).map(Arc::from)).transpose()?,
+        element: e
+            .element
+            .map(|s| text(field, s).map(Arc::from))
+            .transpose()?,
         says: text(field, e.says)?.into(),
     })
 }
@@ -256,7 +270,10 @@ fn desired(d: v1::Desired) -> Result<OneOf<Forwarding>> {
 fn forwarding(f: v1::Forwarding) -> Result<Forwarding> {
     Ok(Forwarding {
         service: f.service.map(service_port).transpose()?,
-        action: action("rows.action", f.action.ok_or(WireError::Missing("rows.action"))?)?,
+        action: action(
+            "rows.action",
+            f.action.ok_or(WireError::Missing("rows.action"))?,
+        )?,
         backends: each("rows.backends", f.backends, limits::BACKENDS, backend)?,
         affinity: match f.affinity {
             None => Affinity::None,
@@ -274,12 +291,16 @@ fn forwarding(f: v1::Forwarding) -> Result<Forwarding> {
 
 fn backend(b: v1::Backend) -> Result<Backend> {
     if !(0.0..=1.000_001).contains(&b.share) {
-        return Err(WireError::Wrong { field: "rows.backends.share", why: "not within 0 and 1" });
+        return Err(WireError::Wrong {
+            field: "rows.backends.share",
+            why: "not within 0 and 1",
+        });
     }
     Ok(Backend {
         address: socket(
             "rows.backends.address",
-            b.address.ok_or(WireError::Missing("rows.backends.address"))?,
+            b.address
+                .ok_or(WireError::Missing("rows.backends.address"))?,
         )?,
         share: b.share,
         masquerade: match v1::Masquerade::try_from(b.masquerade) {
@@ -301,7 +322,8 @@ fn source_ranges(s: v1::SourceRanges) -> Result<SourceRanges> {
         })?,
         otherwise: action(
             "rows.source_ranges.otherwise",
-            s.otherwise.ok_or(WireError::Missing("rows.source_ranges.otherwise"))?,
+            s.otherwise
+                .ok_or(WireError::Missing("rows.source_ranges.otherwise"))?,
         )?,
     })
 }
@@ -347,17 +369,26 @@ fn frontend(f: v1::Frontend) -> Result<Frontend> {
 }
 
 fn prefix(field: &'static str, bytes: &[u8], length: u32) -> Result<IpNet> {
-    let wrong = WireError::Wrong { field, why: "no such prefix length" };
+    let wrong = WireError::Wrong {
+        field,
+        why: "no such prefix length",
+    };
     let length = u8::try_from(length).map_err(|_| wrong.clone())?;
     IpNet::new(address(field, bytes)?, length).map_err(|_| wrong)
 }
 
 fn socket(field: &'static str, s: v1::Socket) -> Result<SocketAddr> {
-    Ok(SocketAddr::new(address(field, &s.address)?, port(field, s.port)?))
+    Ok(SocketAddr::new(
+        address(field, &s.address)?,
+        port(field, s.port)?,
+    ))
 }
 
 fn port(field: &'static str, value: u32) -> Result<u16> {
-    u16::try_from(value).map_err(|_| WireError::Wrong { field, why: "a port is at most 65535" })
+    u16::try_from(value).map_err(|_| WireError::Wrong {
+        field,
+        why: "a port is at most 65535",
+    })
 }
 
 fn address(field: &'static str, bytes: &[u8]) -> Result<IpAddr> {
@@ -366,7 +397,10 @@ fn address(field: &'static str, bytes: &[u8]) -> Result<IpAddr> {
     }
     match <[u8; 16]>::try_from(bytes) {
         Ok(b) => Ok(b.into()),
-        Err(_) => Err(WireError::Wrong { field, why: "an address has 4 or 16 bytes" }),
+        Err(_) => Err(WireError::Wrong {
+            field,
+            why: "an address has 4 or 16 bytes",
+        }),
     }
 }
 
@@ -386,7 +420,11 @@ fn text(field: &'static str, s: String) -> Result<String> {
 }
 
 fn few(field: &'static str, got: usize, bound: usize) -> Result<()> {
-    if got > bound { Err(WireError::TooMany { field, got, bound }) } else { Ok(()) }
+    if got > bound {
+        Err(WireError::TooMany { field, got, bound })
+    } else {
+        Ok(())
+    }
 }
 
 fn each<A, B>(

@@ -43,10 +43,23 @@ pub fn report(r: &Report) -> v1::Report {
             .gaps
             .iter()
             .take(limits::GAPS)
-            .map(|g| v1::Gap { what: text(&g.what), why: text(&g.why) })
+            .map(|g| v1::Gap {
+                what: text(&g.what),
+                why: text(&g.why),
+            })
             .collect(),
-        findings: r.findings.iter().take(limits::FINDINGS).map(finding).collect(),
-        converging: r.converging.iter().take(limits::FINDINGS).map(finding).collect(),
+        findings: r
+            .findings
+            .iter()
+            .take(limits::FINDINGS)
+            .map(finding)
+            .collect(),
+        converging: r
+            .converging
+            .iter()
+            .take(limits::FINDINGS)
+            .map(finding)
+            .collect(),
         rows: r.rows.iter().map(row).collect(),
     }
 }
@@ -55,7 +68,10 @@ pub fn report(r: &Report) -> v1::Report {
 pub fn without_rows(mut r: v1::Report, why: &str) -> v1::Report {
     r.rows = Vec::new();
     r.gaps.truncate(limits::GAPS - 1);
-    r.gaps.push(v1::Gap { what: "report".into(), why: text(why) });
+    r.gaps.push(v1::Gap {
+        what: "report".into(),
+        why: text(why),
+    });
     r
 }
 
@@ -73,7 +89,12 @@ pub fn finding(f: &Finding) -> v1::Finding {
         sources: f.sources.iter().map(|s| source(*s) as i32).collect(),
         backend: f.backend.map(socket),
         since_ms: f.since.0,
-        evidence: f.evidence.iter().take(limits::EVIDENCE).map(evidence).collect(),
+        evidence: f
+            .evidence
+            .iter()
+            .take(limits::EVIDENCE)
+            .map(evidence)
+            .collect(),
         says: text(&f.says),
         absorbs: f.absorbs,
         recurring: f.recurring,
@@ -135,12 +156,12 @@ fn forwarding(f: &Forwarding) -> v1::Forwarding {
             .collect(),
         affinity: match &f.affinity {
             Affinity::None => None,
-            Affinity::ClientIp(s) => {
-                Some(v1::Affinity { kind: Some(v1::affinity::Kind::ClientIpSeconds(*s)) })
-            }
-            Affinity::Broken(why) => {
-                Some(v1::Affinity { kind: Some(v1::affinity::Kind::Broken(text(why))) })
-            }
+            Affinity::ClientIp(s) => Some(v1::Affinity {
+                kind: Some(v1::affinity::Kind::ClientIpSeconds(*s)),
+            }),
+            Affinity::Broken(why) => Some(v1::Affinity {
+                kind: Some(v1::affinity::Kind::Broken(text(why))),
+            }),
         },
         source_ranges: f.source_ranges.as_ref().map(source_ranges),
     }
@@ -151,7 +172,10 @@ fn source_ranges(s: &SourceRanges) -> v1::SourceRanges {
         ranges: s
             .ranges
             .iter()
-            .map(|p| v1::Prefix { address: bytes(p.addr()), length: u32::from(p.prefix_len()) })
+            .map(|p| v1::Prefix {
+                address: bytes(p.addr()),
+                length: u32::from(p.prefix_len()),
+            })
             .collect(),
         otherwise: Some(action(&s.otherwise)),
     }
@@ -165,7 +189,10 @@ fn action(a: &Action) -> v1::Action {
         Action::None => (v1::ActionKind::None, String::new()),
         Action::Unknown(why) => (v1::ActionKind::Unknown, text(why)),
     };
-    v1::Action { kind: kind as i32, why }
+    v1::Action {
+        kind: kind as i32,
+        why,
+    }
 }
 
 fn evidence(e: &Evidence) -> v1::Evidence {
@@ -192,7 +219,12 @@ fn judged(j: &Judged) -> v1::Judged {
 }
 
 fn reasons(r: &BTreeMap<NotJudged, u64>) -> Vec<v1::Reason> {
-    r.iter().map(|(why, pairs)| v1::Reason { why: not_judged(*why) as i32, pairs: *pairs }).collect()
+    r.iter()
+        .map(|(why, pairs)| v1::Reason {
+            why: not_judged(*why) as i32,
+            pairs: *pairs,
+        })
+        .collect()
 }
 
 fn not_judged(n: NotJudged) -> v1::NotJudged {
@@ -263,11 +295,17 @@ fn frontend(f: &Frontend) -> v1::Frontend {
         Frontend::Address(_) => v1::frontend::Kind::AnyPort(true),
         Frontend::Prefix(p) => v1::frontend::Kind::Prefix(u32::from(p.prefix_len())),
     };
-    v1::Frontend { address: bytes(f.address()), kind: Some(kind) }
+    v1::Frontend {
+        address: bytes(f.address()),
+        kind: Some(kind),
+    }
 }
 
 fn socket(s: SocketAddr) -> v1::Socket {
-    v1::Socket { address: bytes(s.ip()), port: u32::from(s.port()) }
+    v1::Socket {
+        address: bytes(s.ip()),
+        port: u32::from(s.port()),
+    }
 }
 
 fn service_port(s: &ServicePortName) -> v1::ServicePort {
@@ -305,7 +343,10 @@ fn cut(s: &str, bytes: usize) -> String {
 pub fn message(r: &Report, sent_at: Millis) -> v1::AgentMessage {
     let mut wire = report(r);
     if wire.rows.len() > limits::ROWS || wire.encoded_len() > limits::MESSAGE_BYTES - 1024 {
-        let why = format!("{} rows are too many to send; the findings are whole", wire.rows.len());
+        let why = format!(
+            "{} rows are too many to send; the findings are whole",
+            wire.rows.len()
+        );
         wire = without_rows(wire, &why);
     }
     v1::AgentMessage {

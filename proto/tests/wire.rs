@@ -9,7 +9,9 @@ use model::capture::{DatapathFound, DatapathState, Gap};
 use model::finding::{Evidence, Finding, FindingKind, Severity};
 use model::name::{NodeName, ServicePortName};
 use model::report::{Judged, NodeState, NotJudged, Report, Row};
-use model::table::{Action, Affinity, Backend, Because, Forwarding, Masquerade, OneOf, SourceRanges};
+use model::table::{
+    Action, Affinity, Backend, Because, Forwarding, Masquerade, OneOf, SourceRanges,
+};
 use model::time::Millis;
 use prost::Message;
 use proto::decode::WireError;
@@ -34,7 +36,10 @@ fn forwarding() -> Forwarding {
         ],
         affinity: Affinity::ClientIp(10800),
         source_ranges: Some(SourceRanges {
-            ranges: vec!["192.0.2.0/24".parse().unwrap(), "2001:db8::/32".parse().unwrap()],
+            ranges: vec![
+                "192.0.2.0/24".parse().unwrap(),
+                "2001:db8::/32".parse().unwrap(),
+            ],
             otherwise: Action::Drop,
         }),
     }
@@ -98,7 +103,10 @@ fn full() -> Report {
             not_comparable: 1,
             not_comparable_reasons: [(NotJudged::ServiceCidrUnknown, 1)].into(),
         },
-        gaps: vec![Gap { what: "nf_tables ip6".into(), why: "no permission".into() }],
+        gaps: vec![Gap {
+            what: "nf_tables ip6".into(),
+            why: "no permission".into(),
+        }],
         findings: vec![stale.clone()],
         converging: vec![Finding {
             kind: FindingKind::HooksMissing,
@@ -130,16 +138,26 @@ fn full() -> Report {
                 Frontend::Address("10.96.0.10".parse().unwrap()),
                 SourceClass::Outside,
                 None,
-                Some(Forwarding::without_backends(None, Action::Unknown("a new match".into()))),
+                Some(Forwarding::without_backends(
+                    None,
+                    Action::Unknown("a new match".into()),
+                )),
             ),
-            row(Frontend::Prefix("10.96.0.0/16".parse().unwrap()), SourceClass::Pod, None, None),
+            row(
+                Frontend::Prefix("10.96.0.0/16".parse().unwrap()),
+                SourceClass::Pod,
+                None,
+                None,
+            ),
         ],
     }
 }
 
 fn message(report: &Report) -> v1::AgentMessage {
     v1::AgentMessage {
-        message: Some(v1::agent_message::Message::Report(proto::encode::report(report))),
+        message: Some(v1::agent_message::Message::Report(proto::encode::report(
+            report,
+        ))),
         sent_at_ms: 1_700_000_002_000,
     }
 }
@@ -215,7 +233,9 @@ fn a_wrong_message_is_refused_by_the_name_of_the_field() {
         wrong("node", |r| r.node.clear()),
         wrong("node", |r| r.node = "n".repeat(254)),
         wrong("state", |r| r.state = 0),
-        wrong("verdict", |r| r.verdict = "x".repeat(proto::limits::TEXT_BYTES + 1)),
+        wrong("verdict", |r| {
+            r.verdict = "x".repeat(proto::limits::TEXT_BYTES + 1)
+        }),
         wrong("judged", |r| r.judged = None),
         wrong("judged.unknown_reasons", |r| {
             r.judged.as_mut().unwrap().unknown_reasons[0].why = 99
@@ -232,10 +252,14 @@ fn a_wrong_message_is_refused_by_the_name_of_the_field() {
         }),
         wrong("rows.source", |r| r.rows[0].source = 9),
         wrong("rows.frontend", |r| r.rows[0].frontend = None),
-        wrong("frontend.kind", |r| r.rows[0].frontend.as_mut().unwrap().kind = None),
+        wrong("frontend.kind", |r| {
+            r.rows[0].frontend.as_mut().unwrap().kind = None
+        }),
         wrong("frontend.port", |r| port(r).port = 65536),
         wrong("frontend.port.protocol", |r| port(r).protocol = 0),
-        wrong("rows.desired.any_of", |r| r.rows[0].desired.as_mut().unwrap().any_of.clear()),
+        wrong("rows.desired.any_of", |r| {
+            r.rows[0].desired.as_mut().unwrap().any_of.clear()
+        }),
         wrong("rows.as_desired", |r| {
             r.rows[0].observed = Some(v1::row::Observed::AsDesired(2))
         }),
@@ -243,14 +267,21 @@ fn a_wrong_message_is_refused_by_the_name_of_the_field() {
         wrong("rows.backends.share", |r| backend(r).share = 1.5),
         wrong("rows.backends.masquerade", |r| backend(r).masquerade = 0),
         wrong("rows.backends.address", |r| backend(r).address = None),
-        wrong("service", |r| r.rows[0].service.as_mut().unwrap().name = "s".repeat(300)),
-        wrong("rows", |r| r.rows = vec![v1::Row::default(); proto::limits::ROWS + 1]),
+        wrong("service", |r| {
+            r.rows[0].service.as_mut().unwrap().name = "s".repeat(300)
+        }),
+        wrong("rows", |r| {
+            r.rows = vec![v1::Row::default(); proto::limits::ROWS + 1]
+        }),
     ];
     for (field, spoil) in cases {
         let mut r = proto::encode::report(&full());
         spoil(&mut r);
         let error = Report::try_from(r).expect_err(field);
-        assert!(error.to_string().starts_with(&format!("{field} ")), "{field}: {error}");
+        assert!(
+            error.to_string().starts_with(&format!("{field} ")),
+            "{field}: {error}"
+        );
     }
 }
 
@@ -258,7 +289,13 @@ fn a_wrong_message_is_refused_by_the_name_of_the_field() {
 fn what_is_too_long_is_cut_by_the_sender_and_then_taken() {
     let mut r = full();
     r.verdict = "é".repeat(proto::limits::TEXT_BYTES);
-    r.gaps = vec![Gap { what: "x".into(), why: "y".into() }; proto::limits::GAPS + 5];
+    r.gaps = vec![
+        Gap {
+            what: "x".into(),
+            why: "y".into()
+        };
+        proto::limits::GAPS + 5
+    ];
     let wire = proto::encode::report(&r);
     let back = Report::try_from(wire.clone()).unwrap();
     assert!(back.verdict.ends_with('…'));
@@ -276,7 +313,8 @@ fn broken_bytes_give_errors() {
         for bit in [1u8, 0x80, 0xff] {
             bad[i] ^= bit;
             if let Ok(v1::AgentMessage {
-                message: Some(v1::agent_message::Message::Report(r)), ..
+                message: Some(v1::agent_message::Message::Report(r)),
+                ..
             }) = v1::AgentMessage::decode(&bad[..])
             {
                 let _ = Report::try_from(r);

@@ -43,13 +43,34 @@ pub fn churn_is_not_drift(laboratory: &mut Laboratory) -> Result<String> {
         .slices
         .iter()
         .filter(|slice| slice["addressType"] != "FQDN")
-        .filter(|slice| slice["endpoints"].as_array().is_some_and(|list| !list.is_empty()))
+        .filter(|slice| {
+            slice["endpoints"]
+                .as_array()
+                .is_some_and(|list| !list.is_empty())
+        })
         .collect();
-    let nodes: Vec<String> = laboratory.nodes().iter().map(|node| node.name().to_owned()).collect();
-    let mut passes: BTreeMap<String, Passes> =
-        nodes.iter().map(|node| (node.clone(), Passes { least_judged: 1.0, ..Passes::default() })).collect();
+    let nodes: Vec<String> = laboratory
+        .nodes()
+        .iter()
+        .map(|node| node.name().to_owned())
+        .collect();
+    let mut passes: BTreeMap<String, Passes> = nodes
+        .iter()
+        .map(|node| {
+            (
+                node.clone(),
+                Passes {
+                    least_judged: 1.0,
+                    ..Passes::default()
+                },
+            )
+        })
+        .collect();
     let mut wrong: Vec<String> = Vec::new();
-    println!("\nseed {seed}: {RATE} changes a second for {} s", time.as_secs());
+    println!(
+        "\nseed {seed}: {RATE} changes a second for {} s",
+        time.as_secs()
+    );
     let start = Instant::now();
     let (mut sent, mut late) = (0, Duration::ZERO);
     while start.elapsed() < time {
@@ -71,13 +92,21 @@ pub fn churn_is_not_drift(laboratory: &mut Laboratory) -> Result<String> {
         }
         late = late.max(before.elapsed());
         for node in &nodes {
-            let Some(seen) = passes.get_mut(node) else { continue };
+            let Some(seen) = passes.get_mut(node) else {
+                continue;
+            };
             watch(laboratory, node, seen, &mut wrong)?;
         }
         std::thread::sleep(Duration::from_millis(100));
     }
-    println!("{sent} changes; the slowest batch took {:.1} s", late.as_secs_f32());
-    println!("{:<18} {:>7} {:>8} {:>13} {:>16}", "node", "passes", "pairs", "least judged", "most converging");
+    println!(
+        "{sent} changes; the slowest batch took {:.1} s",
+        late.as_secs_f32()
+    );
+    println!(
+        "{:<18} {:>7} {:>8} {:>13} {:>16}",
+        "node", "passes", "pairs", "least judged", "most converging"
+    );
     for (node, seen) in &passes {
         println!(
             "{node:<18} {:>7} {:>8} {:>12.2}% {:>7} ({:.2}%)",
@@ -88,7 +117,10 @@ pub fn churn_is_not_drift(laboratory: &mut Laboratory) -> Result<String> {
             seen.most_converging as f64 * 100.0 / seen.pairs.max(1) as f64
         );
         if seen.least_judged < JUDGED_SHARE {
-            wrong.push(format!("{node}: {:.2} % judged in a pass", seen.least_judged * 100.0));
+            wrong.push(format!(
+                "{node}: {:.2} % judged in a pass",
+                seen.least_judged * 100.0
+            ));
         }
         if seen.count < 3 {
             wrong.push(format!("{node}: only {} passes", seen.count));
@@ -98,11 +130,20 @@ pub fn churn_is_not_drift(laboratory: &mut Laboratory) -> Result<String> {
         bail!("{}", wrong.join("\n"));
     }
     oracle::clear(laboratory)?;
-    Ok(format!("{sent} changes in {} s, no finding on {} nodes", time.as_secs(), nodes.len()))
+    Ok(format!(
+        "{sent} changes in {} s, no finding on {} nodes",
+        time.as_secs(),
+        nodes.len()
+    ))
 }
 
 /// Takes in a node's newest report.
-fn watch(laboratory: &Laboratory, node: &str, seen: &mut Passes, wrong: &mut Vec<String>) -> Result<()> {
+fn watch(
+    laboratory: &Laboratory,
+    node: &str,
+    seen: &mut Passes,
+    wrong: &mut Vec<String>,
+) -> Result<()> {
     let report = laboratory.aggregated(&format!("/nodes/{node}"))?;
     let stamp = json!([report["at"], report["pass"]]);
     if stamp != seen.last {
@@ -111,7 +152,9 @@ fn watch(laboratory: &Laboratory, node: &str, seen: &mut Passes, wrong: &mut Vec
         let number = |name: &str| report["judged"][name].as_u64().unwrap_or_default();
         let all = number("pairs") + number("unknown");
         seen.pairs = seen.pairs.max(number("pairs"));
-        seen.least_judged = seen.least_judged.min(number("pairs") as f64 / all.max(1) as f64);
+        seen.least_judged = seen
+            .least_judged
+            .min(number("pairs") as f64 / all.max(1) as f64);
         seen.most_converging = seen.most_converging.max(number("converging"));
     }
     for finding in findings(laboratory, node)? {
@@ -132,8 +175,14 @@ fn changed(random: &mut ChaCha8Rng, endpoints: &Value) -> Value {
         0 if list.len() > 1 => {
             list.remove(index);
         }
-        1 => list[index]["conditions"] = json!({"ready": false, "serving": false, "terminating": false}),
-        2 => list[index]["conditions"] = json!({"ready": false, "serving": true, "terminating": true}),
+        1 => {
+            list[index]["conditions"] =
+                json!({"ready": false, "serving": false, "terminating": false})
+        }
+        2 => {
+            list[index]["conditions"] =
+                json!({"ready": false, "serving": true, "terminating": true})
+        }
         _ => (),
     }
     json!(list)

@@ -16,13 +16,28 @@ pub const ENOUGH: usize = 5;
 
 /// Rows: section of kube-proxy.md and name, and what it is about.
 pub const ROWS: &[(&str, &str)] = &[
-    ("2.1 service-proxy-name", "Service with the label service-proxy-name: nothing"),
-    ("2.1 service-proxy-name slice", "slice with the label service-proxy-name: counts from 1.36 on"),
-    ("2.1 headless label", "Service with cluster IP and the label headless: served from 1.36 on"),
-    ("2.1 headless slice", "slice with the label headless: left out"),
+    (
+        "2.1 service-proxy-name",
+        "Service with the label service-proxy-name: nothing",
+    ),
+    (
+        "2.1 service-proxy-name slice",
+        "slice with the label service-proxy-name: counts from 1.36 on",
+    ),
+    (
+        "2.1 headless label",
+        "Service with cluster IP and the label headless: served from 1.36 on",
+    ),
+    (
+        "2.1 headless slice",
+        "slice with the label headless: left out",
+    ),
     ("2.2 ExternalName", "type ExternalName: nothing"),
     ("2.2 headless", "cluster IP None, with selector: nothing"),
-    ("2.2 headless selectorless", "cluster IP None, without selector: nothing"),
+    (
+        "2.2 headless selectorless",
+        "cluster IP None, without selector: nothing",
+    ),
     ("2.2 selector", "Service with selector"),
     ("2.2 selectorless", "Service without selector"),
     ("2.2 ClusterIP", "type ClusterIP"),
@@ -40,28 +55,64 @@ pub const ROWS: &[(&str, &str)] = &[
     ("2.2 number twice", "one number with two protocols"),
     ("2.2 nodePort twice", "one node port with two protocols"),
     ("2.2 externalIPs", "externalIPs"),
-    ("2.2 externalIPs other family", "externalIPs of a family that the Service does not have: ignored"),
-    ("2.2 externalIPs several", "several externalIPs of one family"),
+    (
+        "2.2 externalIPs other family",
+        "externalIPs of a family that the Service does not have: ignored",
+    ),
+    (
+        "2.2 externalIPs several",
+        "several externalIPs of one family",
+    ),
     ("2.2 ranges", "source ranges of this family"),
     ("2.2 ranges zero", "source ranges with a /0: count as none"),
-    ("2.2 ranges other family", "source ranges of the other family only: everybody"),
-    ("2.2 ranges both families", "source ranges of both families in one list"),
-    ("2.2 ranges with node", "source ranges that hold the node's own address"),
+    (
+        "2.2 ranges other family",
+        "source ranges of the other family only: everybody",
+    ),
+    (
+        "2.2 ranges both families",
+        "source ranges of both families in one list",
+    ),
+    (
+        "2.2 ranges with node",
+        "source ranges that hold the node's own address",
+    ),
     ("2.2 ranges padded", "source ranges with spaces"),
-    ("2.2 ranges overlapping", "source ranges that hold each other"),
+    (
+        "2.2 ranges overlapping",
+        "source ranges that hold each other",
+    ),
     ("2.2 VIP", "load balancer address, ipMode VIP"),
     ("2.2 VIPs", "several load balancer addresses of one family"),
     ("2.2 Proxy", "load balancer address, ipMode Proxy: ignored"),
     ("2.2 hostname", "load balancer with host name only: ignored"),
     ("2.2 pending", "load balancer without status"),
-    ("2.2 VIP other family", "load balancer address of a family that the Service does not have: ignored"),
+    (
+        "2.2 VIP other family",
+        "load balancer address of a family that the Service does not have: ignored",
+    ),
     ("2.2 nodePort", "a node port"),
     ("2.2 no nodePort", "load balancer without node ports"),
-    ("2.2 eTP Local NodePort", "externalTrafficPolicy Local, NodePort"),
-    ("2.2 eTP Local LoadBalancer", "externalTrafficPolicy Local, LoadBalancer"),
-    ("2.2 eTP Local ClusterIP", "externalTrafficPolicy Local, ClusterIP with externalIPs"),
-    ("2.2 iTP Local inside", "internalTrafficPolicy Local, not accessible from outside"),
-    ("2.2 iTP Local outside", "internalTrafficPolicy Local, accessible from outside"),
+    (
+        "2.2 eTP Local NodePort",
+        "externalTrafficPolicy Local, NodePort",
+    ),
+    (
+        "2.2 eTP Local LoadBalancer",
+        "externalTrafficPolicy Local, LoadBalancer",
+    ),
+    (
+        "2.2 eTP Local ClusterIP",
+        "externalTrafficPolicy Local, ClusterIP with externalIPs",
+    ),
+    (
+        "2.2 iTP Local inside",
+        "internalTrafficPolicy Local, not accessible from outside",
+    ),
+    (
+        "2.2 iTP Local outside",
+        "internalTrafficPolicy Local, accessible from outside",
+    ),
     ("2.2 both Local", "both traffic policies Local"),
     ("2.2 affinity default", "session affinity, 10800 s"),
     ("2.2 affinity other", "session affinity, another timeout"),
@@ -70,66 +121,186 @@ pub const ROWS: &[(&str, &str)] = &[
     ("2.3 empty slice", "a slice without endpoints, and no other"),
     ("2.3 slices", "endpoints from several slices"),
     ("2.3 FQDN", "a slice with address type FQDN: left out"),
-    ("2.3 other family", "a slice of a family that the Service does not have: left out"),
+    (
+        "2.3 other family",
+        "a slice of a family that the Service does not have: left out",
+    ),
     ("2.3 nil port", "slice port without number: left out"),
     ("2.3 no ports", "slice without ports: left out"),
     ("2.3 name", "Service port whose name no slice has"),
-    ("2.3 protocol", "Service port whose protocol differs from the slice's"),
+    (
+        "2.3 protocol",
+        "Service port whose protocol differs from the slice's",
+    ),
     ("2.3 two numbers", "one port name with two numbers"),
-    ("2.3 several addresses", "endpoint with several addresses: the first counts"),
+    (
+        "2.3 several addresses",
+        "endpoint with several addresses: the first counts",
+    ),
     ("2.3 ready nil", "condition ready not given: true"),
     ("2.3 serving nil", "condition serving not given: true"),
-    ("2.3 terminating nil", "condition terminating not given: false"),
+    (
+        "2.3 terminating nil",
+        "condition terminating not given: false",
+    ),
     ("2.3 no node", "endpoint without node name: not local"),
     ("2.3 duplicate across", "one ip:port in two slices, equal"),
-    ("2.3 duplicate inside", "one ip:port twice in a slice, equal"),
-    ("2.3 duplicate conflicting", "one ip:port twice with other conditions"),
-    ("2.3 text order", "text order of endpoints differs from order of numbers"),
+    (
+        "2.3 duplicate inside",
+        "one ip:port twice in a slice, equal",
+    ),
+    (
+        "2.3 duplicate conflicting",
+        "one ip:port twice with other conditions",
+    ),
+    (
+        "2.3 text order",
+        "text order of endpoints differs from order of numbers",
+    ),
     ("2.4 ready", "all endpoints ready"),
     ("2.4 some ready", "ready and unready endpoints"),
-    ("2.4 unready", "serving, not ready, not terminating: never used"),
-    ("2.4 ready hides terminating", "a ready endpoint hides serving and terminating ones"),
-    ("2.4 cluster fallback", "none ready: serving and terminating ones are used"),
-    ("2.4 terminating not serving", "terminating and not serving only: refused"),
+    (
+        "2.4 unready",
+        "serving, not ready, not terminating: never used",
+    ),
+    (
+        "2.4 ready hides terminating",
+        "a ready endpoint hides serving and terminating ones",
+    ),
+    (
+        "2.4 cluster fallback",
+        "none ready: serving and terminating ones are used",
+    ),
+    (
+        "2.4 terminating not serving",
+        "terminating and not serving only: refused",
+    ),
     ("2.4 local", "Local with ready local endpoints"),
-    ("2.4 local fallback", "Local, local endpoints terminating, others ready"),
-    ("2.4 local fallback alone", "Local, all endpoints terminating"),
+    (
+        "2.4 local fallback",
+        "Local, local endpoints terminating, others ready",
+    ),
+    (
+        "2.4 local fallback alone",
+        "Local, all endpoints terminating",
+    ),
     ("2.4 no local", "Local without local endpoints"),
-    ("2.4 local unready", "Local, local endpoints unready, others ready"),
+    (
+        "2.4 local unready",
+        "Local, local endpoints unready, others ready",
+    ),
     ("2.4 many", "twenty or more endpoints"),
     ("2.5 zone", "zone hints, complete, some for this zone"),
     ("2.5 zone incomplete", "zone hints, one missing: no filter"),
-    ("2.5 zone elsewhere", "zone hints, complete, none for this zone: no filter"),
+    (
+        "2.5 zone elsewhere",
+        "zone hints, complete, none for this zone: no filter",
+    ),
     ("2.5 zones", "endpoints hinted for several zones"),
-    ("2.5 unready without hint", "an unready endpoint without hint breaks nothing"),
+    (
+        "2.5 unready without hint",
+        "an unready endpoint without hint breaks nothing",
+    ),
     ("2.5 node", "node hints, complete, some for this node"),
-    ("2.5 node incomplete", "node hints, one missing: zone hints decide"),
-    ("2.5 node elsewhere", "node hints, none for this node: zone hints decide"),
+    (
+        "2.5 node incomplete",
+        "node hints, one missing: zone hints decide",
+    ),
+    (
+        "2.5 node elsewhere",
+        "node hints, none for this node: zone hints decide",
+    ),
     ("2.5 Local and hints", "Local ignores hints"),
-    ("2.6 cluster IP, forward", "cluster IP, policy Cluster: forward"),
-    ("2.6 cluster IP, reject", "cluster IP, policy Cluster: reject"),
-    ("2.6 cluster IP Local, forward", "cluster IP, policy Local: forward"),
-    ("2.6 cluster IP Local, reject", "cluster IP, policy Local: reject"),
-    ("2.6 cluster IP Local, drop", "cluster IP, policy Local: drop"),
-    ("2.6 external IP, forward", "external IP, policy Cluster: forward"),
-    ("2.6 external IP, reject", "external IP, policy Cluster: reject"),
-    ("2.6 external IP Local, forward", "external IP, policy Local: forward"),
-    ("2.6 external IP Local, reject", "external IP, policy Local: reject"),
-    ("2.6 external IP Local, drop", "external IP, policy Local: drop from outside, forward from inside"),
-    ("2.6 VIP, forward", "load balancer address, policy Cluster: forward"),
-    ("2.6 VIP, reject", "load balancer address, policy Cluster: reject"),
-    ("2.6 VIP Local, forward", "load balancer address, policy Local: forward"),
-    ("2.6 VIP Local, reject", "load balancer address, policy Local: reject"),
-    ("2.6 VIP Local, drop", "load balancer address, policy Local: drop from outside, forward from inside"),
-    ("2.6 node port, forward", "node port, policy Cluster: forward"),
+    (
+        "2.6 cluster IP, forward",
+        "cluster IP, policy Cluster: forward",
+    ),
+    (
+        "2.6 cluster IP, reject",
+        "cluster IP, policy Cluster: reject",
+    ),
+    (
+        "2.6 cluster IP Local, forward",
+        "cluster IP, policy Local: forward",
+    ),
+    (
+        "2.6 cluster IP Local, reject",
+        "cluster IP, policy Local: reject",
+    ),
+    (
+        "2.6 cluster IP Local, drop",
+        "cluster IP, policy Local: drop",
+    ),
+    (
+        "2.6 external IP, forward",
+        "external IP, policy Cluster: forward",
+    ),
+    (
+        "2.6 external IP, reject",
+        "external IP, policy Cluster: reject",
+    ),
+    (
+        "2.6 external IP Local, forward",
+        "external IP, policy Local: forward",
+    ),
+    (
+        "2.6 external IP Local, reject",
+        "external IP, policy Local: reject",
+    ),
+    (
+        "2.6 external IP Local, drop",
+        "external IP, policy Local: drop from outside, forward from inside",
+    ),
+    (
+        "2.6 VIP, forward",
+        "load balancer address, policy Cluster: forward",
+    ),
+    (
+        "2.6 VIP, reject",
+        "load balancer address, policy Cluster: reject",
+    ),
+    (
+        "2.6 VIP Local, forward",
+        "load balancer address, policy Local: forward",
+    ),
+    (
+        "2.6 VIP Local, reject",
+        "load balancer address, policy Local: reject",
+    ),
+    (
+        "2.6 VIP Local, drop",
+        "load balancer address, policy Local: drop from outside, forward from inside",
+    ),
+    (
+        "2.6 node port, forward",
+        "node port, policy Cluster: forward",
+    ),
     ("2.6 node port, reject", "node port, policy Cluster: reject"),
-    ("2.6 node port Local, forward", "node port, policy Local: forward"),
-    ("2.6 node port Local, reject", "node port, policy Local: reject"),
-    ("2.6 node port Local, drop", "node port, policy Local: drop from outside, forward from inside"),
+    (
+        "2.6 node port Local, forward",
+        "node port, policy Local: forward",
+    ),
+    (
+        "2.6 node port Local, reject",
+        "node port, policy Local: reject",
+    ),
+    (
+        "2.6 node port Local, drop",
+        "node port, policy Local: drop from outside, forward from inside",
+    ),
     ("2.6 hairpin", "the client Pod is itself an endpoint"),
-    ("2.6 host network", "an endpoint with the node's own address"),
-    ("2.7 health check", "healthCheckNodePort, local endpoints ready"),
-    ("2.7 health check none", "healthCheckNodePort, no local endpoint ready"),
+    (
+        "2.6 host network",
+        "an endpoint with the node's own address",
+    ),
+    (
+        "2.7 health check",
+        "healthCheckNodePort, local endpoints ready",
+    ),
+    (
+        "2.7 health check none",
+        "healthCheckNodePort, no local endpoint ready",
+    ),
 ];
 
 /// Rows with how many Services show each.
@@ -183,7 +354,8 @@ impl Coverage {
 
     /// The table, for printing.
     pub fn table(&self) -> String {
-        let mut out = String::from("coverage (kube-proxy.md), Services on the node that shows fewest\n");
+        let mut out =
+            String::from("coverage (kube-proxy.md), Services on the node that shows fewest\n");
         for (row, text) in ROWS {
             let count = self.counts.get(row).copied().unwrap_or(0);
             out.push_str(&format!("{count:>5}  {row:<32} {text}\n"));
@@ -253,7 +425,9 @@ fn rows_of(service: &Value, slices: &[&Value], place: &Place) -> BTreeSet<&'stat
         rows.insert("2.2 ExternalName");
         return rows;
     }
-    let selector = spec["selector"].as_object().is_some_and(|map| !map.is_empty());
+    let selector = spec["selector"]
+        .as_object()
+        .is_some_and(|map| !map.is_empty());
     if text(&spec["clusterIP"]) == "None" {
         rows.insert(if selector {
             "2.2 headless"
@@ -266,7 +440,11 @@ fn rows_of(service: &Value, slices: &[&Value], place: &Place) -> BTreeSet<&'stat
         rows.insert("2.1 headless label");
         return rows;
     }
-    rows.insert(if selector { "2.2 selector" } else { "2.2 selectorless" });
+    rows.insert(if selector {
+        "2.2 selector"
+    } else {
+        "2.2 selectorless"
+    });
     spec_rows(service, place, &mut rows);
     for family in items(&spec["ipFamilies"]) {
         slice_rows(text(family), slices, &mut rows);
@@ -276,7 +454,10 @@ fn rows_of(service: &Value, slices: &[&Value], place: &Place) -> BTreeSet<&'stat
     }
     if slices.is_empty() {
         rows.insert("2.3 no slices");
-    } else if slices.iter().all(|slice| items(&slice["endpoints"]).is_empty()) {
+    } else if slices
+        .iter()
+        .all(|slice| items(&slice["endpoints"]).is_empty())
+    {
         rows.insert("2.3 empty slice");
     }
     let families = items(&spec["ipFamilies"]);
@@ -286,7 +467,10 @@ fn rows_of(service: &Value, slices: &[&Value], place: &Place) -> BTreeSet<&'stat
     }) {
         rows.insert("2.3 other family");
     }
-    if slices.iter().any(|slice| text(&slice["addressType"]) == "FQDN") {
+    if slices
+        .iter()
+        .any(|slice| text(&slice["addressType"]) == "FQDN")
+    {
         rows.insert("2.3 FQDN");
     }
     rows
@@ -315,7 +499,10 @@ fn spec_rows(service: &Value, place: &Place, rows: &mut BTreeSet<&'static str>) 
         rows.insert("2.2 ports");
     }
     let twice = |field: &str| {
-        let numbers: Vec<u64> = ports.iter().filter_map(|port| port[field].as_u64()).collect();
+        let numbers: Vec<u64> = ports
+            .iter()
+            .filter_map(|port| port[field].as_u64())
+            .collect();
         numbers.iter().collect::<BTreeSet<_>>().len() < numbers.len()
     };
     if twice("port") {
@@ -345,7 +532,12 @@ fn spec_rows(service: &Value, place: &Place, rows: &mut BTreeSet<&'static str>) 
         rows.insert("2.2 externalIPs other family");
     }
     for family in &families {
-        if external.iter().filter(|ip| of_family(text(ip), family)).count() > 1 {
+        if external
+            .iter()
+            .filter(|ip| of_family(text(ip), family))
+            .count()
+            > 1
+        {
             rows.insert("2.2 externalIPs several");
         }
     }
@@ -382,7 +574,10 @@ fn spec_rows(service: &Value, place: &Place, rows: &mut BTreeSet<&'static str>) 
 }
 
 fn range_rows(spec: &Value, families: &[&str], place: &Place, rows: &mut BTreeSet<&'static str>) {
-    let ranges: Vec<&str> = items(&spec["loadBalancerSourceRanges"]).iter().map(text).collect();
+    let ranges: Vec<&str> = items(&spec["loadBalancerSourceRanges"])
+        .iter()
+        .map(text)
+        .collect();
     if ranges.is_empty() {
         return;
     }
@@ -407,13 +602,18 @@ fn range_rows(spec: &Value, families: &[&str], place: &Place, rows: &mut BTreeSe
             rows.insert("2.2 ranges zero");
         } else {
             rows.insert("2.2 ranges");
-            let address = if *family == "IPv4" { &place.v4 } else { &place.v6 };
+            let address = if *family == "IPv4" {
+                &place.v4
+            } else {
+                &place.v6
+            };
             if own.iter().any(|range| within(address, range)) {
                 rows.insert("2.2 ranges with node");
             }
             if own.iter().any(|inner| {
                 let base = inner.split('/').next().unwrap_or_default();
-                own.iter().any(|outer| outer != inner && within(base, outer))
+                own.iter()
+                    .any(|outer| outer != inner && within(base, outer))
             }) {
                 rows.insert("2.2 ranges overlapping");
             }
@@ -484,7 +684,9 @@ fn vips(service: &Value, family: &str) -> usize {
 
 fn is_outside(service: &Value) -> bool {
     let spec = &service["spec"];
-    items(&spec["ports"]).iter().any(|port| port["nodePort"].as_u64().is_some())
+    items(&spec["ports"])
+        .iter()
+        .any(|port| port["nodePort"].as_u64().is_some())
         || !items(&spec["externalIPs"]).is_empty()
         || vips(service, "IPv4") + vips(service, "IPv6") > 0
 }
@@ -492,7 +694,10 @@ fn is_outside(service: &Value) -> bool {
 /// 2.3: slices as a whole.
 fn slice_rows(family: &str, slices: &[&Value], rows: &mut BTreeSet<&'static str>) {
     let mut with_endpoints = 0;
-    for slice in slices.iter().filter(|slice| text(&slice["addressType"]) == family) {
+    for slice in slices
+        .iter()
+        .filter(|slice| text(&slice["addressType"]) == family)
+    {
         if has_label(slice, "service.kubernetes.io/headless") {
             rows.insert("2.1 headless slice");
             continue;
@@ -610,7 +815,9 @@ fn endpoints_of(
     }
     list.sort_by(|a, b| a.1.key.cmp(&b.1.key));
     for pair in list.windows(2) {
-        let [(slice, a), (other, b)] = pair else { continue };
+        let [(slice, a), (other, b)] = pair else {
+            continue;
+        };
         if a.key != b.key {
             continue;
         }
@@ -662,23 +869,36 @@ fn port_rows(
             rows.insert("2.4 some ready");
         }
     }
-    if list.iter().any(|endpoint| endpoint.serving && !endpoint.ready && !endpoint.terminating) {
+    if list
+        .iter()
+        .any(|endpoint| endpoint.serving && !endpoint.ready && !endpoint.terminating)
+    {
         rows.insert("2.4 unready");
     }
-    if !ready.is_empty() && list.iter().any(|endpoint| endpoint.fallback() && !endpoint.ready) {
+    if !ready.is_empty()
+        && list
+            .iter()
+            .any(|endpoint| endpoint.fallback() && !endpoint.ready)
+    {
         rows.insert("2.4 ready hides terminating");
     }
     if ready.is_empty() && fallback {
         rows.insert("2.4 cluster fallback");
     }
-    if !list.is_empty() && list.iter().all(|endpoint| endpoint.terminating && !endpoint.serving) {
+    if !list.is_empty()
+        && list
+            .iter()
+            .all(|endpoint| endpoint.terminating && !endpoint.serving)
+    {
         rows.insert("2.4 terminating not serving");
     }
     if list.len() >= 20 {
         rows.insert("2.4 many");
     }
     let local_ready = ready.iter().any(|endpoint| endpoint.local);
-    let local_fallback = list.iter().any(|endpoint| endpoint.local && endpoint.fallback());
+    let local_fallback = list
+        .iter()
+        .any(|endpoint| endpoint.local && endpoint.fallback());
     if itp || (etp && outside) {
         if local_ready {
             rows.insert("2.4 local");
@@ -726,7 +946,10 @@ fn port_rows(
         ],
         itp,
     );
-    if items(&spec["externalIPs"]).iter().any(|ip| of_family(text(ip), family)) {
+    if items(&spec["externalIPs"])
+        .iter()
+        .any(|ip| of_family(text(ip), family))
+    {
         destination(
             [
                 ["2.6 external IP, forward", "2.6 external IP, reject", ""],
@@ -743,7 +966,11 @@ fn port_rows(
         destination(
             [
                 ["2.6 VIP, forward", "2.6 VIP, reject", ""],
-                ["2.6 VIP Local, forward", "2.6 VIP Local, reject", "2.6 VIP Local, drop"],
+                [
+                    "2.6 VIP Local, forward",
+                    "2.6 VIP Local, reject",
+                    "2.6 VIP Local, drop",
+                ],
             ],
             etp,
         );
@@ -762,12 +989,21 @@ fn port_rows(
         );
     }
     let range = u16::from(place.index) + 1;
-    let client = [format!("10.244.{range}.200:"), format!("[fd00:244::{range:x}:c8]:")];
-    if ready.iter().any(|endpoint| client.iter().any(|client| endpoint.key.starts_with(client))) {
+    let client = [
+        format!("10.244.{range}.200:"),
+        format!("[fd00:244::{range:x}:c8]:"),
+    ];
+    if ready
+        .iter()
+        .any(|endpoint| client.iter().any(|client| endpoint.key.starts_with(client)))
+    {
         rows.insert("2.6 hairpin");
     }
     let own = [format!("{}:", place.v4), format!("[{}]:", place.v6)];
-    if ready.iter().any(|endpoint| own.iter().any(|own| endpoint.key.starts_with(own))) {
+    if ready
+        .iter()
+        .any(|endpoint| own.iter().any(|own| endpoint.key.starts_with(own)))
+    {
         rows.insert("2.6 host network");
     }
     if etp && spec["healthCheckNodePort"].as_u64().unwrap_or(0) > 0 {
@@ -786,12 +1022,22 @@ fn hint_rows(
     place: &Place,
     rows: &mut BTreeSet<&'static str>,
 ) {
-    let with_zone = ready.iter().filter(|endpoint| !endpoint.zones.is_empty()).count();
-    let with_node = ready.iter().filter(|endpoint| !endpoint.nodes.is_empty()).count();
-    let here = ready.iter().any(|endpoint| endpoint.zones.contains(&place.zone));
+    let with_zone = ready
+        .iter()
+        .filter(|endpoint| !endpoint.zones.is_empty())
+        .count();
+    let with_node = ready
+        .iter()
+        .filter(|endpoint| !endpoint.nodes.is_empty())
+        .count();
+    let here = ready
+        .iter()
+        .any(|endpoint| endpoint.zones.contains(&place.zone));
     let mut node_mode = false;
     if with_node > 0 {
-        let here = ready.iter().any(|endpoint| endpoint.nodes.contains(&place.name));
+        let here = ready
+            .iter()
+            .any(|endpoint| endpoint.nodes.contains(&place.name));
         rows.insert(if with_node < ready.len() {
             "2.5 node incomplete"
         } else if here {
@@ -813,7 +1059,9 @@ fn hint_rows(
             rows.insert("2.5 zones");
         }
         if with_zone == ready.len()
-            && list.iter().any(|endpoint| !endpoint.ready && endpoint.zones.is_empty())
+            && list
+                .iter()
+                .any(|endpoint| !endpoint.ready && endpoint.zones.is_empty())
         {
             rows.insert("2.5 unready without hint");
         }

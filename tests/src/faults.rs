@@ -184,7 +184,12 @@ const FAULTS: &[Fault] = &[
     Fault {
         name: "kube-proxy frozen, endpoints changed",
         damage: Damage::FrozenEndpointsChanged,
-        kinds: &["proxy_not_running", "proxy_stuck", "stale_backend", "missing_backend"],
+        kinds: &[
+            "proxy_not_running",
+            "proxy_stuck",
+            "stale_backend",
+            "missing_backend",
+        ],
         service: Some("faults/web"),
         evidence: &[""],
     },
@@ -278,7 +283,9 @@ pub(crate) fn agents(laboratory: &mut Laboratory) -> Result<()> {
             let findings = findings(laboratory, &name)?;
             match findings.first() {
                 None => Ok(Some(())),
-                Some(finding) => bail!("{} findings, the first: {}", findings.len(), brief(finding)),
+                Some(finding) => {
+                    bail!("{} findings, the first: {}", findings.len(), brief(finding))
+                }
             }
         })?;
     }
@@ -331,7 +338,12 @@ pub fn faults_are_real(laboratory: &mut Laboratory) -> Result<String> {
             let rules = || {
                 let text = station.node.netns().run("nft", ["list", "ruleset", "ip"])?;
                 // A set of clients comes and goes by itself.
-                Ok::<_, anyhow::Error>(text.lines().filter(|line| !line.contains("expires")).collect::<Vec<_>>().join("\n"))
+                Ok::<_, anyhow::Error>(
+                    text.lines()
+                        .filter(|line| !line.contains("expires"))
+                        .collect::<Vec<_>>()
+                        .join("\n"),
+                )
             };
             let before = rules()?;
             let snapshot = Snapshot::take(station)?;
@@ -371,7 +383,11 @@ pub fn faults_are_found(laboratory: &mut Laboratory) -> Result<String> {
                 seconds(line.cleared),
                 line.kinds.iter().cloned().collect::<Vec<_>>().join(", ")
             );
-            wrong.extend(line.wrong.into_iter().map(|reason| format!("{}, {}: {reason}", fault.name, line.node)));
+            wrong.extend(
+                line.wrong
+                    .into_iter()
+                    .map(|reason| format!("{}, {}: {reason}", fault.name, line.node)),
+            );
         }
     }
     clear(laboratory)?;
@@ -382,7 +398,9 @@ pub fn faults_are_found(laboratory: &mut Laboratory) -> Result<String> {
 }
 
 fn seconds(time: Option<Duration>) -> String {
-    time.map_or("never".to_owned(), |time| format!("{:.1} s", time.as_secs_f32()))
+    time.map_or("never".to_owned(), |time| {
+        format!("{:.1} s", time.as_secs_f32())
+    })
 }
 
 /// How a fault went on one node.
@@ -401,7 +419,13 @@ fn one(laboratory: &mut Laboratory, fault: &Fault) -> Result<Vec<Line>> {
         .iter()
         .map(|station| {
             let node = station.node.name().to_owned();
-            (node.clone(), Line { node, ..Line::default() })
+            (
+                node.clone(),
+                Line {
+                    node,
+                    ..Line::default()
+                },
+            )
         })
         .collect();
     let snapshots = on_all(laboratory, |station| {
@@ -413,11 +437,17 @@ fn one(laboratory: &mut Laboratory, fault: &Fault) -> Result<Vec<Line>> {
         Ok(Some(snapshot))
     })?;
     stale(laboratory, fault.damage)?;
-    let limit = if fault.damage.is_staleness() { STALE_LIMIT } else { FOUND_LIMIT };
+    let limit = if fault.damage.is_staleness() {
+        STALE_LIMIT
+    } else {
+        FOUND_LIMIT
+    };
     let start = Instant::now();
     // Some seconds more than until it is found on all nodes: what else is reported may come later.
     let mut settled = None;
-    while start.elapsed() < limit + PATIENCE && settled.is_none_or(|at: Instant| at.elapsed() < Duration::from_secs(4)) {
+    while start.elapsed() < limit + PATIENCE
+        && settled.is_none_or(|at: Instant| at.elapsed() < Duration::from_secs(4))
+    {
         for line in lines.values_mut() {
             for finding in findings(laboratory, &line.node)? {
                 take(fault, &finding, line, start);
@@ -430,7 +460,9 @@ fn one(laboratory: &mut Laboratory, fault: &Fault) -> Result<Vec<Line>> {
     }
     heal(laboratory, fault.damage, snapshots)?;
     let start = Instant::now();
-    while start.elapsed() < CLEAR_LIMIT + PATIENCE && lines.values().any(|line| line.cleared.is_none()) {
+    while start.elapsed() < CLEAR_LIMIT + PATIENCE
+        && lines.values().any(|line| line.cleared.is_none())
+    {
         for line in lines.values_mut().filter(|line| line.cleared.is_none()) {
             if findings(laboratory, &line.node)?.is_empty() {
                 line.cleared = Some(start.elapsed());
@@ -447,7 +479,10 @@ fn one(laboratory: &mut Laboratory, fault: &Fault) -> Result<Vec<Line>> {
         match line.cleared {
             None => {
                 let left = findings(laboratory, &line.node)?;
-                line.wrong.push(format!("not cleared: {}", left.first().map(brief).unwrap_or_default()));
+                line.wrong.push(format!(
+                    "not cleared: {}",
+                    left.first().map(brief).unwrap_or_default()
+                ));
             }
             Some(time) if time > CLEAR_LIMIT => line.wrong.push(format!("cleared after {time:?}")),
             Some(_) => (),
@@ -470,7 +505,10 @@ fn take(fault: &Fault, finding: &Value, line: &mut Line, start: Instant) {
     }
     let evidence = finding.to_string();
     if !fault.evidence.iter().any(|word| evidence.contains(word)) {
-        let reason = format!("evidence names none of {:?}: {}", fault.evidence, finding["evidence"]);
+        let reason = format!(
+            "evidence names none of {:?}: {}",
+            fault.evidence, finding["evidence"]
+        );
         if !line.wrong.contains(&reason) && line.wrong.len() < 5 {
             line.wrong.push(reason);
         }
@@ -524,10 +562,16 @@ fn stale(laboratory: &mut Laboratory, damage: Damage) -> Result<()> {
     let api = &laboratory.cluster.api;
     match damage {
         Damage::KilledEndpointRemoved => {
-            api.patch(WEB_SLICE, &json!({"endpoints": slice("web", &[1, 2])["endpoints"]}))?;
+            api.patch(
+                WEB_SLICE,
+                &json!({"endpoints": slice("web", &[1, 2])["endpoints"]}),
+            )?;
         }
         Damage::FrozenEndpointsChanged => {
-            api.patch(WEB_SLICE, &json!({"endpoints": slice("web", &[1, 2, 4])["endpoints"]}))?;
+            api.patch(
+                WEB_SLICE,
+                &json!({"endpoints": slice("web", &[1, 2, 4])["endpoints"]}),
+            )?;
         }
         _ => {
             api.delete("/api/v1/namespaces/faults/services/gone")?;
@@ -536,7 +580,11 @@ fn stale(laboratory: &mut Laboratory, damage: Damage) -> Result<()> {
     Ok(())
 }
 
-fn heal(laboratory: &mut Laboratory, damage: Damage, snapshots: Vec<Option<Snapshot>>) -> Result<()> {
+fn heal(
+    laboratory: &mut Laboratory,
+    damage: Damage,
+    snapshots: Vec<Option<Snapshot>>,
+) -> Result<()> {
     for (station, snapshot) in laboratory.stations.iter().zip(snapshots) {
         if let Some(snapshot) = snapshot {
             snapshot.restore(station)?;

@@ -27,9 +27,15 @@ impl Snapshot {
     /// Puts them back, in one transaction, and removes what is foreign.
     pub(crate) fn restore(self, station: &Station) -> Result<()> {
         let netns = station.node.netns();
-        netns.run_with_input("nft", ["-f", "-"], "add table ip intruder; delete table ip intruder\n")?;
+        netns.run_with_input(
+            "nft",
+            ["-f", "-"],
+            "add table ip intruder; delete table ip intruder\n",
+        )?;
         match station.proxy.spec().mode {
-            Mode::IptablesNft => netns.run_with_input("iptables-nft-restore", [""; 0], &self.text)?,
+            Mode::IptablesNft => {
+                netns.run_with_input("iptables-nft-restore", [""; 0], &self.text)?
+            }
             Mode::Nftables => {
                 let text = format!(
                     "add table ip kube-proxy\ndelete table ip kube-proxy\n{}",
@@ -67,8 +73,16 @@ struct Iptables<'a> {
 impl Iptables<'_> {
     fn read<'a>(netns: &'a Netns, table: &'static str) -> Result<Iptables<'a>> {
         let text = netns.run("iptables-nft-save", ["-t", table])?;
-        let lines = text.lines().filter(|line| line.starts_with("-A ")).map(str::to_owned).collect();
-        Ok(Iptables { netns, table, lines })
+        let lines = text
+            .lines()
+            .filter(|line| line.starts_with("-A "))
+            .map(str::to_owned)
+            .collect();
+        Ok(Iptables {
+            netns,
+            table,
+            lines,
+        })
     }
 
     /// The rules of the chain that starts with `chain` and belongs to a Service.
@@ -96,7 +110,10 @@ impl Iptables<'_> {
     }
 
     fn delete(&self, rules: &[&str]) -> Result<()> {
-        let commands: Vec<String> = rules.iter().map(|rule| rule.replacen("-A ", "-D ", 1)).collect();
+        let commands: Vec<String> = rules
+            .iter()
+            .map(|rule| rule.replacen("-A ", "-D ", 1))
+            .collect();
         self.change(&commands)
     }
 
@@ -115,7 +132,9 @@ fn chain(rule: &str) -> &str {
 
 /// What a rule jumps to.
 fn target(rule: &str) -> &str {
-    rule.split_once(" -j ").map(|(_, rest)| rest.split(' ').next().unwrap_or(rest)).unwrap_or_default()
+    rule.split_once(" -j ")
+        .map(|(_, rest)| rest.split(' ').next().unwrap_or(rest))
+        .unwrap_or_default()
 }
 
 fn iptables(netns: &Netns, damage: Damage) -> Result<()> {
@@ -161,18 +180,22 @@ fn iptables(netns: &Netns, damage: Damage) -> Result<()> {
         }
         Damage::RangeWidened => {
             let rule = nat.of("KUBE-FW-", &["faults/ranges", "-s 203.0.113.0/24"])?[0];
-            let wider = rule.replacen("-A ", "-I ", 1).replace("203.0.113.0/24", "192.0.2.0/24");
+            let wider = rule
+                .replacen("-A ", "-I ", 1)
+                .replace("203.0.113.0/24", "192.0.2.0/24");
             nat.change(&[wider])
         }
         Damage::MasqueradeDeleted => {
             nat.delete(&nat.of("KUBE-EXT-", &["faults/node ", "-j KUBE-MARK-MASQ"])?)
         }
-        Damage::RejectRemoved => {
-            filter.delete(&filter.of("KUBE-EXTERNAL-SERVICES ", &["faults/empty ", "--dport 32104"])?)
-        }
-        Damage::DropRemoved => {
-            filter.delete(&filter.of("KUBE-EXTERNAL-SERVICES ", &["faults/local ", "--dport 32105"])?)
-        }
+        Damage::RejectRemoved => filter.delete(&filter.of(
+            "KUBE-EXTERNAL-SERVICES ",
+            &["faults/empty ", "--dport 32104"],
+        )?),
+        Damage::DropRemoved => filter.delete(&filter.of(
+            "KUBE-EXTERNAL-SERVICES ",
+            &["faults/local ", "--dport 32105"],
+        )?),
         Damage::PreroutingJumpRemoved => nat.delete(&nat.of("PREROUTING ", &["-j KUBE-SERVICES"])?),
         Damage::OutputJumpRemoved => nat.delete(&nat.of("OUTPUT ", &["-j KUBE-SERVICES"])?),
         Damage::TableDeleted => {
@@ -214,10 +237,14 @@ impl Nftables<'_> {
 
     /// Handles and texts of the rules of a chain.
     fn rules(&self, chain: &str) -> Result<Vec<(String, String)>> {
-        let text = self.netns.run("nft", ["-a", "list", "chain", "ip", "kube-proxy", chain])?;
+        let text = self
+            .netns
+            .run("nft", ["-a", "list", "chain", "ip", "kube-proxy", chain])?;
         Ok(text
             .lines()
-            .filter(|line| !line.trim_start().starts_with("chain ") && !line.trim_start().starts_with("type "))
+            .filter(|line| {
+                !line.trim_start().starts_with("chain ") && !line.trim_start().starts_with("type ")
+            })
             .filter_map(|line| {
                 let (rule, handle) = line.trim().rsplit_once(" # handle ")?;
                 Some((handle.to_owned(), rule.to_owned()))
@@ -253,7 +280,9 @@ impl Nftables<'_> {
             .into_iter()
             .find(|(_, rule)| rule.contains("numgen random mod"))
             .context("a Service with several endpoints has a numgen rule")?;
-        let (head, rest) = rule.split_once("numgen random mod ").context("found above")?;
+        let (head, rest) = rule
+            .split_once("numgen random mod ")
+            .context("found above")?;
         let (_, rest) = rest.split_once(' ').context("a map follows")?;
         let (map, list) = rest.split_once(" { ").context("a map has elements")?;
         let mut values: Vec<String> = list
@@ -262,8 +291,11 @@ impl Nftables<'_> {
             .filter_map(|element| Some(element.split_once(" : ")?.1.to_owned()))
             .collect();
         change(&mut values);
-        let elements: Vec<String> =
-            values.iter().enumerate().map(|(index, value)| format!("{index} : {value}")).collect();
+        let elements: Vec<String> = values
+            .iter()
+            .enumerate()
+            .map(|(index, value)| format!("{index} : {value}"))
+            .collect();
         self.change(&format!(
             "replace rule ip kube-proxy {chain} handle {handle} {head}numgen random mod {} {map} {{ {} }}",
             values.len(),
@@ -282,7 +314,9 @@ fn nftables(netns: &Netns, damage: Damage) -> Result<()> {
         Damage::EndpointEmptied => flush(table.chain("endpoint-", "sticky")?),
         Damage::BackendAdded => {
             // To 1.35 an endpoint is a chain, from 1.36 on an address.
-            let other = table.chain("endpoint-", "node").map(|chain| format!("goto {chain}"));
+            let other = table
+                .chain("endpoint-", "node")
+                .map(|chain| format!("goto {chain}"));
             table.endpoints("web", |values| {
                 let other = other.as_deref().unwrap_or("10.244.230.41 . 8080");
                 values.push(other.to_owned());
@@ -296,17 +330,31 @@ fn nftables(netns: &Netns, damage: Damage) -> Result<()> {
             table.chain("service-", "web")?
         )),
         Damage::ShareChanged => table.endpoints("web", |values| values.push(values[0].clone())),
-        Damage::AffinityRemoved => table.delete_rules(table.chain("service-", "sticky")?, "ip saddr @affinity-"),
+        Damage::AffinityRemoved => {
+            table.delete_rules(table.chain("service-", "sticky")?, "ip saddr @affinity-")
+        }
         Damage::RangeWidened => {
             let chain = table.chain("firewall-", "ranges")?;
-            let (handle, rule) = table.rules(chain)?.into_iter().next().context("it has a rule")?;
+            let (handle, rule) = table
+                .rules(chain)?
+                .into_iter()
+                .next()
+                .context("it has a rule")?;
             let wider = rule.replace("203.0.113.0/24", "{ 192.0.2.0/24, 203.0.113.0/24 }");
-            table.change(&format!("replace rule ip kube-proxy {chain} handle {handle} {wider}"))
+            table.change(&format!(
+                "replace rule ip kube-proxy {chain} handle {handle} {wider}"
+            ))
         }
         Damage::MasqueradeDeleted => {
             let chain = table.chain("external-", "node")?;
-            let (handle, _) = table.rules(chain)?.into_iter().next().context("it has a rule")?;
-            table.change(&format!("delete rule ip kube-proxy {chain} handle {handle}"))
+            let (handle, _) = table
+                .rules(chain)?
+                .into_iter()
+                .next()
+                .context("it has a rule")?;
+            table.change(&format!(
+                "delete rule ip kube-proxy {chain} handle {handle}"
+            ))
         }
         Damage::RejectRemoved => {
             table.change("delete element ip kube-proxy no-endpoint-nodeports { tcp . 32104 }")

@@ -393,9 +393,15 @@ impl Generator<'_> {
             0..30 => vec![port("", "TCP", 80, 8080)],
             30..50 => vec![port("https", "TCP", 443, 8443)],
             50..65 => two_ports(),
-            65..78 => vec![port("dns", "UDP", 53, 5353), port("dns-tcp", "TCP", 53, 5353)],
+            65..78 => vec![
+                port("dns", "UDP", 53, 5353),
+                port("dns-tcp", "TCP", 53, 5353),
+            ],
             78..88 => vec![port("", "UDP", 5000, 8081)],
-            88..94 => vec![port("sig", "SCTP", 3868, 3868), port("http", "TCP", 80, 8080)],
+            88..94 => vec![
+                port("sig", "SCTP", 3868, 3868),
+                port("http", "TCP", 80, 8080),
+            ],
             _ => vec![
                 port("a", "TCP", 80, 8080),
                 port("b", "TCP", 8080, 8081),
@@ -482,10 +488,14 @@ impl Generator<'_> {
                         .map(|ip| json!({"ip": ip, "ipMode": "Proxy"}))
                         .collect(),
                 ),
-                2 => Some(json!([{"ip": own[0], "ipMode": "VIP"}, {"ip": second, "ipMode": "Proxy"}])),
+                2 => Some(
+                    json!([{"ip": own[0], "ipMode": "VIP"}, {"ip": second, "ipMode": "Proxy"}]),
+                ),
                 3 => None,
                 4 => Some(json!([{"ip": v4}, {"ip": v6}])),
-                _ => Some(json!([{"ip": own[0]}, {"ip": second, "ipMode": "VIP"}, {"hostname": "lb.example.com"}])),
+                _ => Some(
+                    json!([{"ip": own[0]}, {"ip": second, "ipMode": "VIP"}, {"hostname": "lb.example.com"}]),
+                ),
             };
         }
         if self.random.random_bool(0.15) {
@@ -496,17 +506,14 @@ impl Generator<'_> {
 }
 
 fn two_ports() -> Vec<Port> {
-    [
-        ("http", "TCP", 80, 8080),
-        ("metrics", "TCP", 9090, 9090),
-    ]
-    .map(|(name, protocol, number, target)| Port {
-        name,
-        protocol,
-        number,
-        target,
-    })
-    .into()
+    [("http", "TCP", 80, 8080), ("metrics", "TCP", 9090, 9090)]
+        .map(|(name, protocol, number, target)| Port {
+            name,
+            protocol,
+            number,
+            target,
+        })
+        .into()
 }
 
 /// Lists of `loadBalancerSourceRanges`, in turn. Clients behind nodes stand in 10.88.0.0/16 and fd88::/16, Pods in
@@ -515,7 +522,10 @@ fn source_ranges(turn: usize, families: Families) -> Vec<&'static str> {
     let four = families.list()[0] == "IPv4";
     let of = |v4: &'static str, v6: &'static str| if four { v4 } else { v6 };
     match turn % 9 {
-        0 => vec![of("10.88.0.0/16", "fd88::/16"), of("203.0.113.0/24", "2001:db8::/32")],
+        0 => vec![
+            of("10.88.0.0/16", "fd88::/16"),
+            of("203.0.113.0/24", "2001:db8::/32"),
+        ],
         1 => vec![of("0.0.0.0/0", "::/0"), of("10.88.0.0/16", "fd88::/16")],
         2 => vec![of("fd88::/16", "10.88.0.0/16")],
         3 => vec!["10.88.0.0/16", "fd88::/16"],
@@ -523,6 +533,9 @@ fn source_ranges(turn: usize, families: Families) -> Vec<&'static str> {
         5 => vec![of(" 10.88.0.0/16 ", " fd88::/16")],
         6 => vec!["10.244.0.0/16", "fd00:244::/64"],
         7 => vec![of("203.0.113.0/24", "2001:db8::/32")],
-        _ => vec![of("10.88.0.0/16", "fd88::/16"), of("10.88.1.0/24", "fd88:0:0:1::/64")],
+        _ => vec![
+            of("10.88.0.0/16", "fd88::/16"),
+            of("10.88.1.0/24", "fd88:0:0:1::/64"),
+        ],
     }
 }

@@ -8,7 +8,10 @@ use crate::generate::{Families, Generator, Port, zone};
 
 /// How the slices of a Service are filled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[allow(missing_docs, reason = "each is explained where it is made, in `endpoints` and `slices`")]
+#[allow(
+    missing_docs,
+    reason = "each is explained where it is made, in `endpoints` and `slices`"
+)]
 pub enum Filling {
     Far,
     Everywhere,
@@ -172,7 +175,10 @@ pub(crate) fn slices(
     let list = endpoints(generator, filling);
     for family in families.list() {
         let mut number = 0;
-        let mut slice = |ports: Value, family: &str, list: &[Endpoint], places: &[crate::generate::Place]| {
+        let mut slice = |ports: Value,
+                         family: &str,
+                         list: &[Endpoint],
+                         places: &[crate::generate::Place]| {
             number += 1;
             let rendered: Vec<Value> = list
                 .iter()
@@ -197,7 +203,12 @@ pub(crate) fn slices(
         match filling {
             Filling::DuplicateAcrossSlices => {
                 made.push(slice(usual.clone(), family, &list, places));
-                made.push(slice(usual.clone(), family, &list[..list.len() / 2 + 1], places));
+                made.push(slice(
+                    usual.clone(),
+                    family,
+                    &list[..list.len() / 2 + 1],
+                    places,
+                ));
             }
             Filling::DuplicateInSlice => {
                 let mut twice = list.clone();
@@ -296,7 +307,12 @@ pub(crate) fn slices(
         if filling == Filling::SeveralAddresses {
             // Only the first of an endpoint's addresses counts.
             for slice in &mut made {
-                for (index, endpoint) in slice["endpoints"].as_array_mut().into_iter().flatten().enumerate() {
+                for (index, endpoint) in slice["endpoints"]
+                    .as_array_mut()
+                    .into_iter()
+                    .flatten()
+                    .enumerate()
+                {
                     let own = slice_family_address(endpoint, index);
                     if let Some(addresses) = endpoint["addresses"].as_array_mut()
                         && addresses.len() == 1
@@ -367,7 +383,8 @@ fn endpoints(generator: &mut Generator<'_>, filling: Filling) -> Vec<Endpoint> {
                 list.push(Endpoint::ready(generator.far()).with(false, serving, false));
             }
             list.extend(
-                (0..all).map(|place| Endpoint::ready(generator.near(place)).with(false, true, false)),
+                (0..all)
+                    .map(|place| Endpoint::ready(generator.near(place)).with(false, true, false)),
             );
         }
         Filling::TerminatingFar => {
@@ -447,10 +464,7 @@ fn endpoints(generator: &mut Generator<'_>, filling: Filling) -> Vec<Endpoint> {
         Filling::ZoneHintsSeveral => {
             list = zoned(generator);
             for (index, endpoint) in list.iter_mut().enumerate() {
-                endpoint.zones = vec![
-                    zone(index),
-                    zone(index + 1),
-                ];
+                endpoint.zones = vec![zone(index), zone(index + 1)];
             }
         }
         Filling::NodeHints | Filling::NodeHintsIncomplete | Filling::NodeHintsElsewhere => {
@@ -468,10 +482,7 @@ fn endpoints(generator: &mut Generator<'_>, filling: Filling) -> Vec<Endpoint> {
             for (index, endpoint) in list.iter_mut().enumerate() {
                 endpoint.nodes = match filling {
                     Filling::NodeHintsElsewhere => vec!["elsewhere-1".to_owned()],
-                    _ => vec![
-                        names[index % all].clone(),
-                        names[(index + 1) % all].clone(),
-                    ],
+                    _ => vec![names[index % all].clone(), names[(index + 1) % all].clone()],
                 };
             }
             if filling == Filling::NodeHintsIncomplete {
@@ -488,7 +499,8 @@ fn endpoints(generator: &mut Generator<'_>, filling: Filling) -> Vec<Endpoint> {
         Filling::LocalNotReady => {
             list = generator.far_ready(2);
             list.extend(
-                (0..all).map(|place| Endpoint::ready(generator.near(place)).with(false, false, false)),
+                (0..all)
+                    .map(|place| Endpoint::ready(generator.near(place)).with(false, false, false)),
             );
         }
     }

@@ -49,7 +49,10 @@ pub fn prepare(laboratory: &mut Laboratory) -> Result<Generated> {
     if laboratory.cluster.api.find(&first)?.is_some() {
         return Ok(generated);
     }
-    println!("\nseed {seed}: {count} Services, {} slices", generated.slices.len());
+    println!(
+        "\nseed {seed}: {count} Services, {} slices",
+        generated.slices.len()
+    );
     let start = Instant::now();
     for namespace in NAMESPACES {
         laboratory.cluster.create_namespace(namespace)?;
@@ -183,12 +186,24 @@ pub fn proxies_are_the_oracle(laboratory: &mut Laboratory) -> Result<String> {
     let mut total = 0;
     println!(
         "{:<18} {:>4} {:>8} {:>8} {:>6} {:>6} {:>8} {:>8} {:>6} | {:>4} {:>8} {:>8}",
-        "node", "exit", "pairs", "judged", "multi", "unkn.", "not comp", "findings", "s", "exit", "pairs", "findings"
+        "node",
+        "exit",
+        "pairs",
+        "judged",
+        "multi",
+        "unkn.",
+        "not comp",
+        "findings",
+        "s",
+        "exit",
+        "pairs",
+        "findings"
     );
     for line in &lines {
         let judged = &line.asked.json["judged"];
         let number = |name: &str| judged[name].as_u64().unwrap_or_default();
-        let (pairs, unknown, aside) = (number("pairs"), number("unknown"), number("not_comparable"));
+        let (pairs, unknown, aside) =
+            (number("pairs"), number("unknown"), number("not_comparable"));
         let all = (pairs + unknown).max(1);
         let share = pairs as f64 / all as f64;
         let multi = number("multi_answer") as f64 / pairs.max(1) as f64;
@@ -209,7 +224,10 @@ pub fn proxies_are_the_oracle(laboratory: &mut Laboratory) -> Result<String> {
             weighty(&line.manifests).len(),
         );
         for reasons in ["unknown_reasons", "not_comparable_reasons"] {
-            if judged[reasons].as_object().is_some_and(|map| !map.is_empty()) {
+            if judged[reasons]
+                .as_object()
+                .is_some_and(|map| !map.is_empty())
+            {
                 println!("    {reasons}: {}", judged[reasons]);
             }
         }
@@ -229,14 +247,20 @@ fn complaints(line: &Line, share: f64, multi: f64) -> Vec<String> {
     let mut wrong = Vec::new();
     let judged = &line.asked.json["judged"];
     if judged["pairs"].as_u64().unwrap_or_default() == 0 {
-        wrong.push(format!("{}: nothing was judged\n{}", line.node, line.asked.stderr));
+        wrong.push(format!(
+            "{}: nothing was judged\n{}",
+            line.node, line.asked.stderr
+        ));
     }
     for (how, asked) in [("API server", &line.asked), ("manifests", &line.manifests)] {
         let list = ["findings", "converging"].map(|name| (name, serious(asked, name)));
         if asked.code != 0 {
             wrong.push(format!(
                 "{} ({how}): check gives {}: {} {}",
-                line.node, asked.code, asked.json["verdict"], asked.stderr.trim()
+                line.node,
+                asked.code,
+                asked.json["verdict"],
+                asked.stderr.trim()
             ));
         }
         for (name, list) in list {
@@ -253,13 +277,28 @@ fn complaints(line: &Line, share: f64, multi: f64) -> Vec<String> {
         }
     }
     if share < JUDGED_SHARE {
-        wrong.push(format!("{}: only {:.3} % of pairs judged", line.node, share * 100.0));
+        wrong.push(format!(
+            "{}: only {:.3} % of pairs judged",
+            line.node,
+            share * 100.0
+        ));
     }
     if multi > MULTI_SHARE {
-        wrong.push(format!("{}: {:.2} % against several answers", line.node, multi * 100.0));
+        wrong.push(format!(
+            "{}: {:.2} % against several answers",
+            line.node,
+            multi * 100.0
+        ));
     }
-    if judged["unknown_reasons"]["unknown_expression"].as_u64().unwrap_or_default() > 0 {
-        wrong.push(format!("{}: unknown expressions in kube-proxy's own rules", line.node));
+    if judged["unknown_reasons"]["unknown_expression"]
+        .as_u64()
+        .unwrap_or_default()
+        > 0
+    {
+        wrong.push(format!(
+            "{}: unknown expressions in kube-proxy's own rules",
+            line.node
+        ));
     }
     let pairs = |asked: &Asked| asked.json["judged"]["pairs"].as_u64();
     if pairs(&line.asked) != pairs(&line.manifests) {

@@ -33,7 +33,10 @@ const SHOWN: usize = 15;
 /// What a connection attempt ended in.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Outcome {
-    Answered { backend: SocketAddr, peer: SocketAddr },
+    Answered {
+        backend: SocketAddr,
+        peer: SocketAddr,
+    },
     Refused,
     Silence,
     /// No route, no such address: nothing that a rule decided.
@@ -57,9 +60,13 @@ pub fn packets_are_the_oracle(laboratory: &mut Laboratory) -> Result<String> {
     let mut wrong = Vec::new();
     for station in &laboratory.stations {
         let asked = laboratory.ask(station, &["table", "--side", "observed"])?;
-        let rows = asked.json["rows"]
-            .as_array()
-            .with_context(|| format!("table gives no rows on {}\n{}", station.node.name(), asked.stderr))?;
+        let rows = asked.json["rows"].as_array().with_context(|| {
+            format!(
+                "table gives no rows on {}\n{}",
+                station.node.name(),
+                asked.stderr
+            )
+        })?;
         let attempts = choose(station, rows);
         let servers = Servers::start(laboratory, &attempts)?;
         for setting in ["net/ipv4/icmp_ratelimit=0", "net/ipv6/icmp/ratelimit=0"] {
@@ -79,7 +86,10 @@ pub fn packets_are_the_oracle(laboratory: &mut Laboratory) -> Result<String> {
             }
         }
         drop(servers);
-        let frontends: BTreeSet<&str> = attempts.iter().map(|attempt| attempt.frontend.as_str()).collect();
+        let frontends: BTreeSet<&str> = attempts
+            .iter()
+            .map(|attempt| attempt.frontend.as_str())
+            .collect();
         println!(
             "{:<18} {} frontends, {} connections, {} disagree",
             station.node.name(),
@@ -88,7 +98,11 @@ pub fn packets_are_the_oracle(laboratory: &mut Laboratory) -> Result<String> {
             here.len()
         );
         if frontends.len() < FRONTENDS {
-            here.push(format!("{}: only {} frontends to try", station.node.name(), frontends.len()));
+            here.push(format!(
+                "{}: only {} frontends to try",
+                station.node.name(),
+                frontends.len()
+            ));
         }
         let more = here.len().saturating_sub(SHOWN);
         wrong.extend(here.into_iter().take(SHOWN));
@@ -96,7 +110,10 @@ pub fn packets_are_the_oracle(laboratory: &mut Laboratory) -> Result<String> {
             wrong.push(format!("{}: and {more} more", station.node.name()));
         }
     }
-    let counts: Vec<String> = counts.iter().map(|(verdict, count)| format!("{count} {verdict}")).collect();
+    let counts: Vec<String> = counts
+        .iter()
+        .map(|(verdict, count)| format!("{count} {verdict}"))
+        .collect();
     let counts = counts.join(", ");
     if !wrong.is_empty() {
         bail!("{counts}; but\n{}", wrong.join("\n"));
@@ -113,7 +130,10 @@ fn text(value: &Value) -> &str {
 fn choose(station: &Station, rows: &[Value]) -> Vec<Attempt> {
     let mut by_frontend: BTreeMap<&str, Vec<&Value>> = BTreeMap::new();
     for row in rows {
-        by_frontend.entry(text(&row["frontend"])).or_default().push(row);
+        by_frontend
+            .entry(text(&row["frontend"]))
+            .or_default()
+            .push(row);
     }
     let mut groups: BTreeMap<String, Vec<(&str, Vec<&Value>)>> = BTreeMap::new();
     for (frontend, rows) in by_frontend {
@@ -150,7 +170,10 @@ fn choose(station: &Station, rows: &[Value]) -> Vec<Attempt> {
                 && frontends < FRONTENDS
             {
                 frontends += 1;
-                attempts.extend(rows.iter().filter_map(|row| attempt(station, frontend, row)));
+                attempts.extend(
+                    rows.iter()
+                        .filter_map(|row| attempt(station, frontend, row)),
+                );
             }
         }
         if frontends == before {
@@ -166,7 +189,10 @@ fn attempt(station: &Station, frontend: &str, row: &Value) -> Option<Attempt> {
     let node = &station.node;
     let (source, client): (_, [IpAddr; 2]) = match text(&row["source"]) {
         "pod" => ("pod", [node.pod().v4().into(), node.pod().v6().into()]),
-        "outside" => ("outside", [node.outside().v4().into(), node.outside().v6().into()]),
+        "outside" => (
+            "outside",
+            [node.outside().v4().into(), node.outside().v6().into()],
+        ),
         "node" => ("node", [node.v4().into(), node.v6().into()]),
         _ => return None,
     };
@@ -190,8 +216,10 @@ fn parse(frontend: &str) -> Option<(SocketAddr, &str)> {
 fn make<'a>(station: &Station, attempts: &'a [Attempt]) -> Result<Vec<(&'a Attempt, Outcome)>> {
     let node = &station.node;
     let mut done = Vec::new();
-    let next: BTreeMap<&str, std::sync::atomic::AtomicUsize> =
-        ["pod", "node", "outside"].into_iter().map(|source| (source, Default::default())).collect();
+    let next: BTreeMap<&str, std::sync::atomic::AtomicUsize> = ["pod", "node", "outside"]
+        .into_iter()
+        .map(|source| (source, Default::default()))
+        .collect();
     std::thread::scope(|scope| -> Result<()> {
         let mut threads = Vec::new();
         for (source, netns) in sources(node) {
@@ -199,8 +227,10 @@ fn make<'a>(station: &Station, attempts: &'a [Attempt]) -> Result<Vec<(&'a Attem
             for _ in 0..PARALLEL {
                 threads.push(scope.spawn(move || -> Result<Vec<(&'a Attempt, Outcome)>> {
                     move_this_thread(netns.name())?;
-                    let own: Vec<&Attempt> =
-                        attempts.iter().filter(|attempt| attempt.source == source).collect();
+                    let own: Vec<&Attempt> = attempts
+                        .iter()
+                        .filter(|attempt| attempt.source == source)
+                        .collect();
                     let mut done = Vec::new();
                     while let Some(attempt) =
                         own.get(next.fetch_add(1, std::sync::atomic::Ordering::Relaxed))
@@ -231,7 +261,11 @@ fn sources(node: &Node) -> [(&'static str, &Netns); 3] {
 }
 
 fn connect(attempt: &Attempt) -> Outcome {
-    let answer = if attempt.udp { udp(attempt.address) } else { tcp(attempt.address) };
+    let answer = if attempt.udp {
+        udp(attempt.address)
+    } else {
+        tcp(attempt.address)
+    };
     match answer {
         Ok(answer) => {
             let mut words = answer.split_whitespace();
@@ -258,7 +292,11 @@ fn tcp(address: SocketAddr) -> std::io::Result<String> {
 }
 
 fn udp(address: SocketAddr) -> std::io::Result<String> {
-    let socket = UdpSocket::bind(if address.is_ipv6() { "[::]:0" } else { "0.0.0.0:0" })?;
+    let socket = UdpSocket::bind(if address.is_ipv6() {
+        "[::]:0"
+    } else {
+        "0.0.0.0:0"
+    })?;
     socket.connect(address)?;
     socket.set_read_timeout(Some(TIMEOUT))?;
     socket.send(b"who are you")?;
@@ -273,7 +311,9 @@ fn judge(attempt: &Attempt, outcome: &Outcome) -> Result<&'static str, String> {
     let client = attempt.client[usize::from(attempt.address.is_ipv6())];
     let mut action = text(&row["action"]);
     if let Some(ranges) = row["source_ranges"].as_array() {
-        let inside = ranges.iter().any(|range| crate::coverage::within(&client.to_string(), text(range)));
+        let inside = ranges
+            .iter()
+            .any(|range| crate::coverage::within(&client.to_string(), text(range)));
         if !inside {
             action = text(&row["otherwise"]);
         }
@@ -310,9 +350,14 @@ fn judge(attempt: &Attempt, outcome: &Outcome) -> Result<&'static str, String> {
         ("reject", Outcome::Refused) => Ok("rejected"),
         ("drop", Outcome::Silence) => Ok("dropped"),
         // The datapath leaves the packet alone; what becomes of it is not its decision, but no backend may answer.
-        ("none", Outcome::Answered { backend, .. }) => Err(format!("reached {backend}, but no rule should apply")),
+        ("none", Outcome::Answered { backend, .. }) => {
+            Err(format!("reached {backend}, but no rule should apply"))
+        }
         ("none", _) => Ok("left alone"),
-        (action, outcome) => Err(format!("{outcome:?} instead of {action}; backends {}", row["backends"])),
+        (action, outcome) => Err(format!(
+            "{outcome:?} instead of {action}; backends {}",
+            row["backends"]
+        )),
     }
 }
 
@@ -345,15 +390,23 @@ impl Servers {
             places.push((node.pod().netns(), pod));
             places.push((node.netns(), own));
         }
-        let in_hub: Vec<SocketAddr> =
-            addresses.iter().filter(|address| !elsewhere.contains(&address.ip())).copied().collect();
+        let in_hub: Vec<SocketAddr> = addresses
+            .iter()
+            .filter(|address| !elsewhere.contains(&address.ip()))
+            .copied()
+            .collect();
         serve(&runtime, hub, &in_hub)?;
         for (netns, own) in places {
-            let here: Vec<SocketAddr> =
-                addresses.iter().filter(|address| own.contains(&address.ip())).copied().collect();
+            let here: Vec<SocketAddr> = addresses
+                .iter()
+                .filter(|address| own.contains(&address.ip()))
+                .copied()
+                .collect();
             serve(&runtime, netns, &here)?;
         }
-        Ok(Servers { runtime: Some(runtime) })
+        Ok(Servers {
+            runtime: Some(runtime),
+        })
     }
 }
 
@@ -400,7 +453,9 @@ fn serve(runtime: &Runtime, netns: &Netns, udp: &[SocketAddr]) -> Result<()> {
         runtime.spawn(async move {
             let mut buffer = [0; 64];
             while let Ok((_, peer)) = socket.recv_from(&mut buffer).await {
-                let _ = socket.send_to(format!("{own} {peer}").as_bytes(), peer).await;
+                let _ = socket
+                    .send_to(format!("{own} {peer}").as_bytes(), peer)
+                    .await;
             }
         });
     }

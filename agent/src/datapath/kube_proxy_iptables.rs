@@ -13,7 +13,13 @@ use model::profile::ProxyMode;
 pub struct Iptables;
 
 /// Prefixes of the chains of single service ports (3.1).
-const PER_SERVICE: [&str; 5] = ["KUBE-SVC-", "KUBE-SVL-", "KUBE-EXT-", "KUBE-FW-", "KUBE-SEP-"];
+const PER_SERVICE: [&str; 5] = [
+    "KUBE-SVC-",
+    "KUBE-SVL-",
+    "KUBE-EXT-",
+    "KUBE-FW-",
+    "KUBE-SEP-",
+];
 
 /// The chains that always exist (3.2). `KUBE-FIREWALL` is here although the kubelet may have made
 /// it: kube-proxy rewrites its content at every sync.
@@ -69,7 +75,9 @@ fn service_port(word: &str) -> Option<ServicePortName> {
     let (namespace, rest) = word.split_once('/')?;
     let (name, port) = rest.split_once(':').unwrap_or((rest, ""));
     let label = |s: &str| {
-        !s.is_empty() && s.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+        !s.is_empty()
+            && s.bytes()
+                .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
     };
     let port_fits = port.is_empty() || label(port);
     (label(namespace) && label(name) && port_fits)
@@ -93,7 +101,8 @@ fn word(family: Family) -> &'static str {
 
 /// Chains that only iptables mode writes (1.4).
 fn proves(chain: &Chain) -> bool {
-    PER_SERVICE.iter().any(|p| chain.name.starts_with(p)) || &*chain.name == "KUBE-EXTERNAL-SERVICES"
+    PER_SERVICE.iter().any(|p| chain.name.starts_with(p))
+        || &*chain.name == "KUBE-EXTERNAL-SERVICES"
 }
 
 /// The canary is made with the rest and never used: proof of iptables mode where no Service has an
@@ -108,7 +117,10 @@ fn tables<'r>(
     family: Family,
     name: &'r str,
 ) -> impl Iterator<Item = &'r Table> {
-    ruleset.tables.iter().filter(move |t| family_of(t) == Some(family) && &*t.name == name)
+    ruleset
+        .tables
+        .iter()
+        .filter(move |t| family_of(t) == Some(family) && &*t.name == name)
 }
 
 /// Of the two backends' tables of a name, the one with kube-proxy's chains.
@@ -125,8 +137,12 @@ impl Datapath for Iptables {
     fn detect(&self, ruleset: &Ruleset) -> Vec<Signature> {
         let mut found = Vec::new();
         for backend in [Backend::Legacy, Backend::NfTables] {
-            let of_backend =
-                || ruleset.tables.iter().filter(|t| t.backend == backend && family_of(t).is_some());
+            let of_backend = || {
+                ruleset
+                    .tables
+                    .iter()
+                    .filter(|t| t.backend == backend && family_of(t).is_some())
+            };
             let count = of_backend()
                 .flat_map(|t| t.chains.iter())
                 .filter(|c| proves(c) || canary(c))
@@ -151,7 +167,11 @@ impl Datapath for Iptables {
                 why: format!(
                     "iptables-{word} holds the chains of kube-proxy's iptables mode, {services} of \
                      service ports{}",
-                    if hooked { "" } else { ", and no hook leads to them" }
+                    if hooked {
+                        ""
+                    } else {
+                        ", and no hook leads to them"
+                    }
                 ),
                 hooked,
             });

@@ -107,17 +107,25 @@ impl Datapath for Nftables {
         if tables.is_empty() {
             return Vec::new();
         }
-        let hooked = tables
+        let hooked = tables.iter().any(|(f, _)| {
+            self.hooks(ruleset, *f)
+                .iter()
+                .any(|h| h.essential && h.present)
+        });
+        let words: Vec<String> = tables
             .iter()
-            .any(|(f, _)| self.hooks(ruleset, *f).iter().any(|h| h.essential && h.present));
-        let words: Vec<String> =
-            tables.iter().map(|(_, t)| format!("{} {TABLE}", t.family.word())).collect();
+            .map(|(_, t)| format!("{} {TABLE}", t.family.word()))
+            .collect();
         vec![Signature {
             name: "kube-proxy/nftables".into(),
             why: format!(
                 "nftables holds table {}{}",
                 words.join(" and table "),
-                if hooked { "" } else { ", and no hook leads to its rules" }
+                if hooked {
+                    ""
+                } else {
+                    ", and no hook leads to its rules"
+                }
             ),
             hooked,
         }]
@@ -151,9 +159,9 @@ impl Datapath for Nftables {
                 let mut hook = jump_hook(family, Some(table), (word, TABLE), from, to, essential);
                 hook.name = format!("{from} -> {to}").into();
                 // A base chain at another hook than its name says does not do its work.
-                let right = table.chain(from).is_none_or(|c| {
-                    c.hook.is_none() || hangs_on(c, hook_of(from))
-                });
+                let right = table
+                    .chain(from)
+                    .is_none_or(|c| c.hook.is_none() || hangs_on(c, hook_of(from)));
                 if !right {
                     hook.present = false;
                     hook.evidence.says = "the base chain hangs on another hook".into();

@@ -6,7 +6,10 @@ use model::profile::{Learnt, LearntFrom, LocalDetector, ProxyConfig};
 
 fn profile(mode: Option<ProxyMode>) -> ProxyProfile {
     ProxyProfile {
-        mode: mode.map(|value| Learnt { value, from: LearntFrom::Proxy }),
+        mode: mode.map(|value| Learnt {
+            value,
+            from: LearntFrom::Proxy,
+        }),
         version: None,
         config: Learnt {
             value: ProxyConfig {
@@ -25,7 +28,11 @@ fn shot(ruleset: Ruleset, mode: Option<ProxyMode>) -> Snapshot {
 }
 
 fn missing(s: &Snapshot) -> Vec<&str> {
-    s.hooks.iter().filter(|h| !h.present).map(|h| &*h.name).collect()
+    s.hooks
+        .iter()
+        .filter(|h| !h.present)
+        .map(|h| &*h.name)
+        .collect()
 }
 
 fn states(s: &Snapshot) -> Vec<(&str, DatapathState)> {
@@ -35,7 +42,10 @@ fn states(s: &Snapshot) -> Vec<(&str, DatapathState)> {
 #[test]
 fn iptables_in_charge() {
     let s = shot(text::iptables(IPTABLES), None);
-    assert_eq!(states(&s), [("kube-proxy/iptables-nft", DatapathState::InCharge)]);
+    assert_eq!(
+        states(&s),
+        [("kube-proxy/iptables-nft", DatapathState::InCharge)]
+    );
     assert_eq!(s.hooks.len(), 12);
     assert_eq!(missing(&s), Vec::<&str>::new());
     assert_eq!(s.coverage.families, [Family::V4]);
@@ -55,9 +65,16 @@ fn iptables_in_charge() {
             "nat PREROUTING -> KUBE-SERVICES"
         ]
     );
-    let gone = s.hooks.iter().find(|h| &*h.name == "nat PREROUTING -> KUBE-SERVICES").unwrap();
+    let gone = s
+        .hooks
+        .iter()
+        .find(|h| &*h.name == "nat PREROUTING -> KUBE-SERVICES")
+        .unwrap();
     assert!(gone.essential);
-    assert_eq!(gone.evidence.to_string(), "ip nat PREROUTING: no rule leads to KUBE-SERVICES");
+    assert_eq!(
+        gone.evidence.to_string(),
+        "ip nat PREROUTING: no rule leads to KUBE-SERVICES"
+    );
 }
 
 #[test]
@@ -79,7 +96,10 @@ fn kubelet_chains_prove_nothing() {
 fn nftables_layouts() {
     for text in [NFT_135, NFT_137] {
         let s = shot(text::nft(text), None);
-        assert_eq!(states(&s), [("kube-proxy/nftables", DatapathState::InCharge)]);
+        assert_eq!(
+            states(&s),
+            [("kube-proxy/nftables", DatapathState::InCharge)]
+        );
         assert_eq!(missing(&s), Vec::<&str>::new());
         assert_eq!(s.hooks.len(), 11);
     }
@@ -92,9 +112,16 @@ fn nftables_layouts() {
             "\t\tct state new jump service-endpoints-check\n\t\tct state new jump firewall-check\n\t}\n\tchain nat-prerouting");
     let s = shot(text::nft(&older), None);
     assert_eq!(missing(&s), Vec::<&str>::new());
-    assert!(s.hooks.iter().any(|h| &*h.name == "filter-output-post-dnat -> cluster-ips-check"));
+    assert!(
+        s.hooks
+            .iter()
+            .any(|h| &*h.name == "filter-output-post-dnat -> cluster-ips-check")
+    );
     let s = shot(text::nft(&NFT_137.replace("\t\tjump services\n", "")), None);
-    assert_eq!(missing(&s), ["nat-prerouting -> services", "nat-output -> services"]);
+    assert_eq!(
+        missing(&s),
+        ["nat-prerouting -> services", "nat-output -> services"]
+    );
 }
 
 #[test]
@@ -102,10 +129,20 @@ fn a_deleted_table() {
     let s = shot(Ruleset::default(), Some(ProxyMode::Nftables));
     assert_eq!(missing(&s), ["table ip kube-proxy"]);
     assert!(s.hooks[0].essential);
-    assert_eq!(states(&s), [("kube-proxy/nftables", DatapathState::InCharge)]);
-    let Some(Reading::Read(table)) = s.tables.get(&Family::V4) else { panic!() };
+    assert_eq!(
+        states(&s),
+        [("kube-proxy/nftables", DatapathState::InCharge)]
+    );
+    let Some(Reading::Read(table)) = s.tables.get(&Family::V4) else {
+        panic!()
+    };
     assert_eq!(table.rows.len(), 3);
-    assert!(table.rows.values().all(|r| r.forwarding.action == model::table::Action::None));
+    assert!(
+        table
+            .rows
+            .values()
+            .all(|r| r.forwarding.action == model::table::Action::None)
+    );
 }
 
 #[test]
@@ -126,7 +163,10 @@ fn residue_of_an_earlier_mode() {
 
 #[test]
 fn what_failed_to_read_is_not_judged() {
-    let gap = Gap { what: "nf_tables".into(), why: "no permission".into() };
+    let gap = Gap {
+        what: "nf_tables".into(),
+        why: "no permission".into(),
+    };
     let s = snapshot(
         &Reading::Failed(gap.clone()),
         &BTreeMap::new(),

@@ -4,7 +4,9 @@ use std::io;
 
 /// The node's own name, as the kernel has it.
 pub fn hostname() -> io::Result<String> {
-    Ok(std::fs::read_to_string("/proc/sys/kernel/hostname")?.trim().to_owned())
+    Ok(std::fs::read_to_string("/proc/sys/kernel/hostname")?
+        .trim()
+        .to_owned())
 }
 
 /// Names of the iptables-legacy tables that exist in this thread's network namespace, with their

@@ -52,7 +52,10 @@ fn addresses_once(netlink: &mut Netlink) -> Result<Vec<LocalAddress>, NetlinkErr
         }
         // On a point-to-point link IFA_ADDRESS is the other end's.
         if let Some(address) = local.or(address) {
-            let link = names.get(&index).cloned().unwrap_or_else(|| format!("if{index}").into());
+            let link = names
+                .get(&index)
+                .cloned()
+                .unwrap_or_else(|| format!("if{index}").into());
             found.push(LocalAddress { address, link });
         }
         true
@@ -63,12 +66,17 @@ fn addresses_once(netlink: &mut Netlink) -> Result<Vec<LocalAddress>, NetlinkErr
 }
 
 fn native(message: &[u8], at: usize) -> Option<u32> {
-    message.get(at..at + 4)?.first_chunk::<4>().map(|b| u32::from_ne_bytes(*b))
+    message
+        .get(at..at + 4)?
+        .first_chunk::<4>()
+        .map(|b| u32::from_ne_bytes(*b))
 }
 
 fn ip(value: &[u8]) -> Option<IpAddr> {
     if let Ok(v4) = <[u8; 4]>::try_from(value) {
         return Some(Ipv4Addr::from(v4).into());
     }
-    <[u8; 16]>::try_from(value).ok().map(|v6| Ipv6Addr::from(v6).into())
+    <[u8; 16]>::try_from(value)
+        .ok()
+        .map(|v6| Ipv6Addr::from(v6).into())
 }

@@ -67,7 +67,11 @@ impl Question<'_> {
             Question::Tables => (NFT | 1, NLM_F_DUMP, nfgen(0)),
             Question::Chains => (NFT | 4, NLM_F_DUMP, nfgen(0)),
             Question::Sets => (NFT | 10, NLM_F_DUMP, nfgen(0)),
-            Question::Rules { family, table, chain } => {
+            Question::Rules {
+                family,
+                table,
+                chain,
+            } => {
                 let mut body = nfgen(*family);
                 put(&mut body, 1, table);
                 if let Some(chain) = chain {
@@ -152,7 +156,13 @@ impl Netlink {
     /// Opens a socket in this thread's network namespace.
     pub fn open(family: Family) -> Result<Netlink, NetlinkError> {
         let (socket, port) = socket(family)?;
-        Ok(Netlink { family, socket, port, sequence: 0, buffer: vec![0; BUFFER] })
+        Ok(Netlink {
+            family,
+            socket,
+            port,
+            sequence: 0,
+            buffer: vec![0; BUFFER],
+        })
     }
 
     /// Asks, and gives each answer (type's low byte is not passed: there is one type for each
@@ -221,7 +231,11 @@ impl Netlink {
                         if code < 0 {
                             return Err(error(-code, kind, flags, payload));
                         }
-                        return if interrupted { Err(NetlinkError::Interrupted) } else { Ok(()) };
+                        return if interrupted {
+                            Err(NetlinkError::Interrupted)
+                        } else {
+                            Ok(())
+                        };
                     }
                     _ => {
                         if !each(payload) {
@@ -241,7 +255,12 @@ impl Netlink {
         loop {
             // SAFETY: the pointer and length are those of a live slice.
             let n = unsafe {
-                libc::send(self.socket.as_raw_fd(), message.as_ptr().cast(), message.len(), 0)
+                libc::send(
+                    self.socket.as_raw_fd(),
+                    message.as_ptr().cast(),
+                    message.len(),
+                    0,
+                )
             };
             if n >= 0 {
                 return Ok(());
@@ -293,7 +312,11 @@ fn system(doing: &'static str, errno: i32) -> NetlinkError {
         libc::EPERM | libc::EACCES => NetlinkError::Permission,
         libc::EAFNOSUPPORT | libc::EPROTONOSUPPORT => NetlinkError::Absent,
         libc::ENOENT => NetlinkError::Gone,
-        _ => NetlinkError::System { doing, errno, extended: String::new() },
+        _ => NetlinkError::System {
+            doing,
+            errno,
+            extended: String::new(),
+        },
     }
 }
 
@@ -321,9 +344,11 @@ fn error(errno: i32, kind: u16, flags: u16, payload: &[u8]) -> NetlinkError {
     match errno {
         libc::EINTR | libc::EAGAIN => NetlinkError::Interrupted,
         _ => match system("request", errno) {
-            NetlinkError::System { doing, errno, .. } => {
-                NetlinkError::System { doing, errno, extended }
-            }
+            NetlinkError::System { doing, errno, .. } => NetlinkError::System {
+                doing,
+                errno,
+                extended,
+            },
             other => other,
         },
     }
@@ -335,7 +360,13 @@ fn socket(family: Family) -> Result<(OwnedFd, u32), NetlinkError> {
         Family::Route => libc::NETLINK_ROUTE,
     };
     // SAFETY: a plain system call.
-    let fd = unsafe { libc::socket(libc::AF_NETLINK, libc::SOCK_RAW | libc::SOCK_CLOEXEC, protocol) };
+    let fd = unsafe {
+        libc::socket(
+            libc::AF_NETLINK,
+            libc::SOCK_RAW | libc::SOCK_CLOEXEC,
+            protocol,
+        )
+    };
     if fd < 0 {
         return Err(system("socket", last_errno()));
     }
@@ -365,7 +396,11 @@ fn socket(family: Family) -> Result<(OwnedFd, u32), NetlinkError> {
     let mut length = size_of::<libc::sockaddr_nl>() as libc::socklen_t;
     // SAFETY: address and length describe a live sockaddr_nl.
     let bound = unsafe {
-        libc::bind(socket.as_raw_fd(), std::ptr::from_ref(&address).cast(), length) == 0
+        libc::bind(
+            socket.as_raw_fd(),
+            std::ptr::from_ref(&address).cast(),
+            length,
+        ) == 0
             && libc::getsockname(
                 socket.as_raw_fd(),
                 std::ptr::from_mut(&mut address).cast(),

@@ -96,26 +96,51 @@ fn read_once(netlink: &mut Netlink) -> Result<Capture, ReadError> {
     })?;
 
     for (family, table) in tables.iter().filter(|(family, _)| ip_family(*family)) {
-        let here = || chains.iter().filter(|c| c.family == *family && c.table == *table);
+        let here = || {
+            chains
+                .iter()
+                .filter(|c| c.family == *family && c.table == *table)
+        };
         if here().map(|c| c.rules).sum::<u64>() < RULES_IN_ONE_DUMP {
-            let question = Question::Rules { family: *family, table, chain: None };
-            ask(netlink, &question, stamp, |message| capture.rules.push(message))?;
+            let question = Question::Rules {
+                family: *family,
+                table,
+                chain: None,
+            };
+            ask(netlink, &question, stamp, |message| {
+                capture.rules.push(message)
+            })?;
         } else {
             for chain in here().filter(|c| c.rules > 0) {
-                let question =
-                    Question::Rules { family: *family, table, chain: Some(&chain.name) };
-                ask(netlink, &question, stamp, |message| capture.rules.push(message))?;
+                let question = Question::Rules {
+                    family: *family,
+                    table,
+                    chain: Some(&chain.name),
+                };
+                ask(netlink, &question, stamp, |message| {
+                    capture.rules.push(message)
+                })?;
             }
         }
     }
     for (family, table, set) in &sets {
-        let question = Question::Elements { family: *family, table, set };
-        ask(netlink, &question, stamp, |message| capture.elements.push(message))?;
+        let question = Question::Elements {
+            family: *family,
+            table,
+            set,
+        };
+        ask(netlink, &question, stamp, |message| {
+            capture.elements.push(message)
+        })?;
     }
 
     // The stamp in each message is the generation's low 16 bits only.
     let (after, _) = generation(netlink)?;
-    if after == before { Ok(capture) } else { Err(ReadError::Torn { tries: 1 }) }
+    if after == before {
+        Ok(capture)
+    } else {
+        Err(ReadError::Torn { tries: 1 })
+    }
 }
 
 /// `NFPROTO_INET`, `NFPROTO_IPV4`, `NFPROTO_IPV6`.
@@ -144,7 +169,9 @@ fn ask(
     });
     match result {
         Ok(()) => Ok(()),
-        Err(_) if short => Err(ReadError::Failed(NetlinkError::Protocol("message too short"))),
+        Err(_) if short => Err(ReadError::Failed(NetlinkError::Protocol(
+            "message too short",
+        ))),
         Err(NetlinkError::Permission) => Err(ReadError::Permission),
         // Something was deleted between the list and the question for its content.
         Err(NetlinkError::Interrupted | NetlinkError::Gone) => Err(ReadError::Torn { tries: 1 }),
@@ -169,14 +196,19 @@ fn generation(netlink: &mut Netlink) -> Result<(u32, Option<String>), ReadError>
         Ok(()) => {}
         Err(NetlinkError::Permission) => return Err(ReadError::Permission),
         // nfnetlink answers EINVAL for a subsystem it does not have, after the check of rights.
-        Err(NetlinkError::System { errno: libc::EINVAL | libc::EOPNOTSUPP, .. }) => {
+        Err(NetlinkError::System {
+            errno: libc::EINVAL | libc::EOPNOTSUPP,
+            ..
+        }) => {
             return Err(ReadError::Absent);
         }
         Err(other) => return Err(ReadError::Failed(other)),
     }
     match found {
         Some(id) => Ok((id, writer)),
-        None => Err(ReadError::Failed(NetlinkError::Protocol("generation without a number"))),
+        None => Err(ReadError::Failed(NetlinkError::Protocol(
+            "generation without a number",
+        ))),
     }
 }
 

@@ -122,7 +122,14 @@ fn attributes_of(message: &[u8]) -> Option<[&[u8]; 16]> {
 }
 
 impl Decoder {
-    fn note(&mut self, family: TableFamily, table: &Arc<str>, name: &Arc<str>, handle: u64, what: &str) {
+    fn note(
+        &mut self,
+        family: TableFamily,
+        table: &Arc<str>,
+        name: &Arc<str>,
+        handle: u64,
+        what: &str,
+    ) {
         self.unknown.push(Unknown {
             family,
             table: table.clone(),
@@ -146,7 +153,8 @@ impl Decoder {
         if self.by_name.contains_key(&(family, name.clone())) {
             return self.note(family, &name, &name, 0, "a table twice");
         }
-        self.by_name.insert((family, name.clone()), self.tables.len());
+        self.by_name
+            .insert((family, name.clone()), self.tables.len());
         self.described.push(HashMap::new());
         self.uses.push(HashMap::new());
         self.tables.push(Table {
@@ -174,7 +182,9 @@ impl Decoder {
         let Some(a) = attributes_of(message) else {
             return self.nowhere(message, "chain not understood");
         };
-        let Some(owner) = self.owner(message, a[1], "chain of no table") else { return };
+        let Some(owner) = self.owner(message, a[1], "chain of no table") else {
+            return;
+        };
         let name = self.names.get(a[3]);
         let hook = if a[4].is_empty() {
             None
@@ -204,7 +214,9 @@ impl Decoder {
         let Some(a) = attributes_of(message) else {
             return self.nowhere(message, "set not understood");
         };
-        let Some(owner) = self.owner(message, a[1], "set of no table") else { return };
+        let Some(owner) = self.owner(message, a[1], "set of no table") else {
+            return;
+        };
         // NFTA_SET_HANDLE 16
         let handle = Attributes::new(message.get(4..).unwrap_or_default())
             .find(|(kind, _)| *kind == 16)
@@ -221,12 +233,20 @@ impl Decoder {
         let Some(a) = attributes_of(message) else {
             return self.broken_rule(message);
         };
-        let Some(owner) = self.owner(message, a[1], "rule of no table") else { return };
+        let Some(owner) = self.owner(message, a[1], "rule of no table") else {
+            return;
+        };
         let chain_name = self.names.get(a[2]);
         let handle = be64(a[3]).unwrap_or(0);
         let Some(&chain) = self.tables[owner].chain_index.get(&chain_name) else {
             let table = self.tables[owner].name.clone();
-            return self.note(family(message), &table, &chain_name, handle, "rule of no chain");
+            return self.note(
+                family(message),
+                &table,
+                &chain_name,
+                handle,
+                "rule of no chain",
+            );
         };
         registers.clear();
         let mut reader = expressions::RuleReader {
@@ -258,7 +278,11 @@ impl Decoder {
                 what,
             });
         }
-        self.tables[owner].chains[chain].rules.push(Rule { handle, ops, comment });
+        self.tables[owner].chains[chain].rules.push(Rule {
+            handle,
+            ops,
+            comment,
+        });
     }
 
     /// A rule whose message is damaged: where it belongs is kept if that can still be read.
@@ -271,7 +295,9 @@ impl Decoder {
         };
         let key = (family(message), self.names.get(find(1)));
         let chain = self.names.get(c_string(find(2)));
-        let Some(&owner) = self.by_name.get(&key) else { return };
+        let Some(&owner) = self.by_name.get(&key) else {
+            return;
+        };
         let table = &mut self.tables[owner];
         if let Some(&at) = table.chain_index.get(&chain) {
             table.chains[at].rules.push(Rule {
@@ -289,7 +315,9 @@ impl Decoder {
                 self.damaged_elements(message, &mut raw);
                 continue;
             };
-            let Some(owner) = self.owner(message, a[1], "elements of no table") else { continue };
+            let Some(owner) = self.owner(message, a[1], "elements of no table") else {
+                continue;
+            };
             let name = self.names.get(a[2]);
             let Some(set) = self.described[owner].get(&name) else {
                 let table = self.tables[owner].name.clone();
@@ -304,8 +332,9 @@ impl Decoder {
             let family = self.tables[owner].family;
             for (name, described) in std::mem::take(&mut self.described[owner]) {
                 let (mut set, types) = described.set(self.uses[owner].get(&name));
-                let (elements, whole) =
-                    raw.remove(&(owner, name.clone())).unwrap_or((Vec::new(), true));
+                let (elements, whole) = raw
+                    .remove(&(owner, name.clone()))
+                    .unwrap_or((Vec::new(), true));
                 if !whole {
                     set.unread = Some("elements not understood".into());
                 }

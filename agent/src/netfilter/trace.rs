@@ -59,7 +59,11 @@ pub fn trace(ruleset: &Ruleset, ask: &Ask<'_>, packet: &Packet) -> Path {
         steps: way
             .places
             .into_iter()
-            .map(|(hook, place, chance)| Step { hook, place, chance })
+            .map(|(hook, place, chance)| Step {
+                hook,
+                place,
+                chance,
+            })
             .collect(),
         end: way.end,
     }

@@ -67,7 +67,10 @@ pub struct Ask<'a> {
 ///
 /// [`Reading::Absent`]: no table sees the family's packets and nothing of it is asked for.
 pub fn walk(ruleset: &Ruleset, ask: &Ask<'_>) -> BTreeMap<Family, Reading<ForwardingTable>> {
-    Family::ALL.into_iter().map(|family| (family, walk_family(ruleset, ask, family))).collect()
+    Family::ALL
+        .into_iter()
+        .map(|family| (family, walk_family(ruleset, ask, family)))
+        .collect()
 }
 
 fn walk_family(ruleset: &Ruleset, ask: &Ask<'_>, family: Family) -> Reading<ForwardingTable> {
@@ -88,7 +91,9 @@ fn walk_family(ruleset: &Ruleset, ask: &Ask<'_>, family: Family) -> Reading<Forw
     frontends.extend(desired().map(|(f, _)| *f));
     let mut table = ForwardingTable::default();
     for frontend in frontends {
-        let Some((address, protocol, port)) = named.point(frontend, &local) else { continue };
+        let Some((address, protocol, port)) = named.point(frontend, &local) else {
+            continue;
+        };
         let wanted = ask.desired.get(&frontend);
         let mut rows = Vec::with_capacity(3);
         for (class, source) in &sources {
@@ -123,7 +128,11 @@ pub fn not_understood(ruleset: &Ruleset, owner: &dyn Owner) -> (Vec<Evidence>, u
 /// A concrete packet's way, place by place.
 pub(crate) struct Way {
     /// The hook, the place, and the share of connections that chance sends there.
-    pub places: Vec<(Option<crate::netfilter::ruleset::HookPoint>, Evidence, Option<f64>)>,
+    pub places: Vec<(
+        Option<crate::netfilter::ruleset::HookPoint>,
+        Evidence,
+        Option<f64>,
+    )>,
     /// What becomes of it.
     pub end: model::table::Observed,
 }
@@ -146,7 +155,10 @@ pub(crate) fn way(
     let frontend = Frontend::port(address, protocol, port);
     let service = ask.desired.get(&frontend).and_then(|s| s.as_ref());
     Way {
-        places: passed.iter().map(|p| (p.hook, p.place.evidence(), p.chance)).collect(),
+        places: passed
+            .iter()
+            .map(|p| (p.hook, p.place.evidence(), p.chance))
+            .collect(),
         end: row::observed(answer, &walker.affinity, ask.owner, frontend, service),
     }
 }

@@ -16,11 +16,17 @@ impl Blob<'_> {
     }
 
     fn u16(&self, at: usize) -> Option<u16> {
-        self.0.get(at..)?.first_chunk::<2>().map(|b| u16::from_ne_bytes(*b))
+        self.0
+            .get(at..)?
+            .first_chunk::<2>()
+            .map(|b| u16::from_ne_bytes(*b))
     }
 
     fn u32(&self, at: usize) -> Option<u32> {
-        self.0.get(at..)?.first_chunk::<4>().map(|b| u32::from_ne_bytes(*b))
+        self.0
+            .get(at..)?
+            .first_chunk::<4>()
+            .map(|b| u32::from_ne_bytes(*b))
     }
 
     fn be16(&self, at: usize) -> Option<u16> {

@@ -63,7 +63,9 @@ pub fn drift(fleet: &Fleet, filter: &Filter, page: Page, now: Now) -> DriftView 
             let passes = filter.kind.is_none_or(|k| k == f.kind)
                 && filter.severity.is_none_or(|s| f.severity >= s)
                 && filter.namespace.as_deref().is_none_or(|n| {
-                    f.service.as_ref().is_some_and(|s| *s.service.namespace == *n)
+                    f.service
+                        .as_ref()
+                        .is_some_and(|s| *s.service.namespace == *n)
                 })
                 && said.since_ms(f.since, now) >= filter.age_ms;
             if passes {
@@ -73,7 +75,10 @@ pub fn drift(fleet: &Fleet, filter: &Filter, page: Page, now: Now) -> DriftView 
     }
     found.sort_by(|(an, sa, a), (bn, sb, b)| {
         let age = |s: &crate::fleet::Said, f: &model::finding::Finding| s.since_ms(f.since, now);
-        b.severity.cmp(&a.severity).then(age(sb, b).cmp(&age(sa, a))).then(an.cmp(bn))
+        b.severity
+            .cmp(&a.severity)
+            .then(age(sb, b).cmp(&age(sa, a)))
+            .then(an.cmp(bn))
     });
     let nodes: BTreeSet<_> = found.iter().map(|(n, ..)| *n).collect();
     let mut verdict = match (looked_at, found.len() as u64) {
@@ -85,14 +90,25 @@ pub fn drift(fleet: &Fleet, filter: &Filter, page: Page, now: Now) -> DriftView 
         (_, n) => {
             let names: Vec<String> = nodes.iter().map(|n| n.to_string()).collect();
             let worst = found[0].2;
-            format!("{} on {}: {}", count(n, "finding", "findings"), few(&names, 5), worst.says)
+            format!(
+                "{} on {}: {}",
+                count(n, "finding", "findings"),
+                few(&names, 5),
+                worst.says
+            )
         }
     };
     if !silent_nodes.is_empty() {
-        verdict += &format!("; {} silent", count(silent_nodes.len() as u64, "node is", "nodes are"));
+        verdict += &format!(
+            "; {} silent",
+            count(silent_nodes.len() as u64, "node is", "nodes are")
+        );
     }
     if without_report > 0 {
-        verdict += &format!("; {} reported nothing yet", count(without_report, "node has", "nodes have"));
+        verdict += &format!(
+            "; {} reported nothing yet",
+            count(without_report, "node has", "nodes have")
+        );
     }
     let (part, page) = Paged::cut(found, page);
     silent_nodes.truncate(Page::LIMIT);
@@ -101,7 +117,10 @@ pub fn drift(fleet: &Fleet, filter: &Filter, page: Page, now: Now) -> DriftView 
         page,
         silent_nodes,
         oldest_data_seconds: oldest.map(|ms| ms as f64 / 1000.0),
-        findings: part.into_iter().map(|(n, s, f)| Shown::of(n, s, f, now)).collect(),
+        findings: part
+            .into_iter()
+            .map(|(n, s, f)| Shown::of(n, s, f, now))
+            .collect(),
     }
 }
 
@@ -112,7 +131,10 @@ impl View for DriftView {
             out += &format!("oldest reading {} ago\n", ago(age));
         }
         if !self.silent_nodes.is_empty() {
-            out += &format!("silent, last words shown: {}\n", few(&self.silent_nodes, 10));
+            out += &format!(
+                "silent, last words shown: {}\n",
+                few(&self.silent_nodes, 10)
+            );
         }
         let mut node = None;
         for f in &self.findings {

@@ -65,7 +65,11 @@ pub fn everywhere(
     // Frontends that several nodes have can be named; a node port's address is each node's own.
     let mut shared: HashMap<Frontend, u32> = HashMap::new();
     let live = || {
-        fleet.nodes.iter().filter(|(_, m)| m.connected(now)).map(|(n, m)| (n, m.said.as_ref()))
+        fleet
+            .nodes
+            .iter()
+            .filter(|(_, m)| m.connected(now))
+            .map(|(n, m)| (n, m.said.as_ref()))
     };
     let alone = u32::from(live().count() < 2);
     for said in live().filter_map(|(_, s)| s) {
@@ -90,7 +94,10 @@ pub fn everywhere(
                 };
                 let mine: Vec<&Finding> = list.iter().filter(|f| concerns(f, service)).collect();
                 since = mine.iter().map(|f| said.since_ms(f.since, now)).max();
-                (state, does(state, &mine, &shared, said.services.contains_key(service)))
+                (
+                    state,
+                    does(state, &mine, &shared, said.services.contains_key(service)),
+                )
             }
         };
         let group = groups.entry((state, does)).or_default();
@@ -141,13 +148,23 @@ impl Group {
         match (self.state, self.count) {
             (State::Agrees, 1) => "1 node agrees with the API".into(),
             (State::Agrees, n) => format!("{} nodes agree with the API", thousands(n)),
-            (_, n) => format!("{} {}: {}", count(n, "node:", "nodes"), self.does, few(&self.nodes, 5)),
+            (_, n) => format!(
+                "{} {}: {}",
+                count(n, "node:", "nodes"),
+                self.does,
+                few(&self.nodes, 5)
+            ),
         }
     }
 }
 
 /// What a group of nodes does, from its findings.
-fn does(state: State, findings: &[&Finding], shared: &HashMap<Frontend, u32>, reported: bool) -> String {
+fn does(
+    state: State,
+    findings: &[&Finding],
+    shared: &HashMap<Frontend, u32>,
+    reported: bool,
+) -> String {
     match state {
         State::Agrees => return "agree with the API".into(),
         State::NotJudged => return "were not judged in all of it".into(),
@@ -157,11 +174,20 @@ fn does(state: State, findings: &[&Finding], shared: &HashMap<Frontend, u32>, re
     }
     let clauses: BTreeSet<String> = findings.iter().map(|f| clause(f, shared)).collect();
     let all: Vec<String> = clauses.into_iter().collect();
-    let mut out = all.iter().take(CLAUSES).cloned().collect::<Vec<_>>().join("; ");
+    let mut out = all
+        .iter()
+        .take(CLAUSES)
+        .cloned()
+        .collect::<Vec<_>>()
+        .join("; ");
     if all.len() > CLAUSES {
         out += &format!("; and {} more", all.len() - CLAUSES);
     }
-    if state == State::Converging { format!("still converge: {out}") } else { out }
+    if state == State::Converging {
+        format!("still converge: {out}")
+    } else {
+        out
+    }
 }
 
 fn clause(f: &Finding, shared: &HashMap<Frontend, u32>) -> String {
@@ -174,7 +200,10 @@ fn clause(f: &Finding, shared: &HashMap<Frontend, u32>) -> String {
             _ => format!(" ({at})"),
         },
     };
-    let backend = f.backend.map(|b| b.to_string()).unwrap_or_else(|| "a backend".into());
+    let backend = f
+        .backend
+        .map(|b| b.to_string())
+        .unwrap_or_else(|| "a backend".into());
     let what = match f.kind {
         FindingKind::StaleBackend => format!("send to {backend}, which the API does not offer"),
         FindingKind::MissingBackend => format!("send nothing to {backend}"),
@@ -210,7 +239,10 @@ impl View for EverywhereView {
             out += &format!("\n  {}\n", few(&g.nodes, NODES_SHOWN));
         }
         if !self.silent_nodes.is_empty() {
-            out += &format!("\nsilent, not counted above\n  {}\n", few(&self.silent_nodes, NODES_SHOWN));
+            out += &format!(
+                "\nsilent, not counted above\n  {}\n",
+                few(&self.silent_nodes, NODES_SHOWN)
+            );
         }
         out
     }

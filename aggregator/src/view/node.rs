@@ -62,12 +62,17 @@ pub fn node(fleet: &Fleet, name: &str, now: Now) -> Result<NodeView, NotFound> {
     let said = member.said.as_ref();
     let shown = |list: &[model::finding::Finding]| -> Vec<Shown> {
         said.map_or(Vec::new(), |s| {
-            list.iter().take(SHOWN).map(|f| Shown::of(name, s, f, now)).collect()
+            list.iter()
+                .take(SHOWN)
+                .map(|f| Shown::of(name, s, f, now))
+                .collect()
         })
     };
     let report = said.map(|s| &*s.report);
     Ok(NodeView {
-        verdict: line.verdict.unwrap_or_else(|| "its agent is connected and has not finished a pass yet".into()),
+        verdict: line
+            .verdict
+            .unwrap_or_else(|| "its agent is connected and has not finished a pass yet".into()),
         line: NodeSummary {
             node: line.node,
             state: line.state,
@@ -96,8 +101,16 @@ impl View for NodeView {
                 model::capture::DatapathState::InCharge => "in charge",
                 model::capture::DatapathState::Residue => "residue",
             };
-            let version = d.version.as_deref().map(|v| format!(" {}", clean(v))).unwrap_or_default();
-            out += &format!("datapath  {}{version}, {state}: {}\n", clean(&d.name), clean(&d.why));
+            let version = d
+                .version
+                .as_deref()
+                .map(|v| format!(" {}", clean(v)))
+                .unwrap_or_default();
+            out += &format!(
+                "datapath  {}{version}, {state}: {}\n",
+                clean(&d.name),
+                clean(&d.why)
+            );
         }
         if let Some(j) = &self.coverage {
             out += &format!(
@@ -115,10 +128,21 @@ impl View for NodeView {
         }
         for (title, total, list) in [
             ("Findings", self.findings_total, &self.findings),
-            ("Converging: differs, and is still given time", self.converging_total, &self.converging),
+            (
+                "Converging: differs, and is still given time",
+                self.converging_total,
+                &self.converging,
+            ),
         ] {
             if total > 0 {
-                out += &format!("\n{title} ({total}{})\n", if list.len() < total { format!(", {} shown", list.len()) } else { String::new() });
+                out += &format!(
+                    "\n{title} ({total}{})\n",
+                    if list.len() < total {
+                        format!(", {} shown", list.len())
+                    } else {
+                        String::new()
+                    }
+                );
                 for f in list {
                     out += &f.text();
                 }
@@ -132,7 +156,9 @@ fn reasons(r: &std::collections::BTreeMap<model::report::NotJudged, u64>) -> Str
     if r.is_empty() {
         return String::new();
     }
-    let words: Vec<String> =
-        r.iter().map(|(why, n)| format!("{} {}", crate::metrics::reason(*why), thousands(*n))).collect();
+    let words: Vec<String> = r
+        .iter()
+        .map(|(why, n)| format!("{} {}", crate::metrics::reason(*why), thousands(*n)))
+        .collect();
     format!(" ({})", few(&words, 20))
 }

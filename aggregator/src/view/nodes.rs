@@ -57,8 +57,16 @@ impl Paged {
         if self.shown == self.total {
             return String::new();
         }
-        let next = self.next.map(|n| format!("; the next with from={n}")).unwrap_or_default();
-        format!("{} of {} shown, from {}{next}\n", self.shown, thousands(self.total as u64), self.from)
+        let next = self
+            .next
+            .map(|n| format!("; the next with from={n}"))
+            .unwrap_or_default();
+        format!(
+            "{} of {} shown, from {}{next}\n",
+            self.shown,
+            thousands(self.total as u64),
+            self.from
+        )
     }
 }
 
@@ -116,10 +124,12 @@ impl NodeLine {
             node: name.to_string(),
             verdict: report.map(|r| r.verdict.clone()),
             state: report.map(|r| r.state),
-            datapath: report.and_then(|r| r.datapaths.first()).map(|d| match &d.version {
-                Some(v) => format!("{} {v}", d.name),
-                None => d.name.to_string(),
-            }),
+            datapath: report
+                .and_then(|r| r.datapaths.first())
+                .map(|d| match &d.version {
+                    Some(v) => format!("{} {v}", d.name),
+                    None => d.name.to_string(),
+                }),
             findings,
             worst: report.and_then(|r| r.findings.iter().map(|f| f.severity).max()),
             converging: report.map_or(0, |r| r.converging.len() as u64),
@@ -147,17 +157,27 @@ impl NodeLine {
 
 /// Every node, worst first.
 pub fn nodes(fleet: &Fleet, page: Page, now: Now) -> NodesView {
-    let mut lines: Vec<NodeLine> =
-        fleet.nodes.iter().map(|(name, m)| NodeLine::of(name, m, now)).collect();
+    let mut lines: Vec<NodeLine> = fleet
+        .nodes
+        .iter()
+        .map(|(name, m)| NodeLine::of(name, m, now))
+        .collect();
     lines.sort_by_cached_key(NodeLine::rank);
-    let differ = lines.iter().filter(|l| l.worst >= Some(Severity::Warning)).count() as u64;
+    let differ = lines
+        .iter()
+        .filter(|l| l.worst >= Some(Severity::Warning))
+        .count() as u64;
     let silent = lines.iter().filter(|l| !l.data.connected).count() as u64;
     let blind = lines.iter().filter(|l| l.judged == 0).count() as u64;
     let mut verdict = match (lines.len() as u64, differ) {
         (0, _) => "no agent has reported yet".to_string(),
         (all, 0) => format!("no finding on {}", count(all, "node", "nodes")),
         (all, n) => {
-            format!("{} of {} with findings", thousands(n), count(all, "node", "nodes"))
+            format!(
+                "{} of {} with findings",
+                thousands(n),
+                count(all, "node", "nodes")
+            )
         }
     };
     if silent > 0 {
@@ -167,30 +187,59 @@ pub fn nodes(fleet: &Fleet, page: Page, now: Now) -> NodesView {
         verdict += &format!("; {} judged nothing", thousands(blind));
     }
     let (nodes, page) = Paged::cut(lines, page);
-    NodesView { verdict, page, nodes }
+    NodesView {
+        verdict,
+        page,
+        nodes,
+    }
 }
 
 impl View for NodesView {
     fn text(&self) -> String {
         let mut rows = vec![
-            ["NODE", "AGENT", "AGE", "DATAPATH", "JUDGED", "UNKNOWN", "CONVERGING", "FINDINGS"]
-                .map(String::from)
-                .to_vec(),
+            [
+                "NODE",
+                "AGENT",
+                "AGE",
+                "DATAPATH",
+                "JUDGED",
+                "UNKNOWN",
+                "CONVERGING",
+                "FINDINGS",
+            ]
+            .map(String::from)
+            .to_vec(),
         ];
         for n in &self.nodes {
-            let findings: Vec<String> =
-                n.findings.iter().map(|(kind, number)| format!("{kind} {number}")).collect();
+            let findings: Vec<String> = n
+                .findings
+                .iter()
+                .map(|(kind, number)| format!("{kind} {number}"))
+                .collect();
             rows.push(vec![
                 clean(&n.node),
-                if n.data.connected { "connected".into() } else { "SILENT".into() },
+                if n.data.connected {
+                    "connected".into()
+                } else {
+                    "SILENT".into()
+                },
                 n.data.age_seconds.map_or("-".into(), ago),
                 n.datapath.as_deref().map_or("-".into(), clean),
                 thousands(n.judged),
                 thousands(n.unknown),
                 thousands(n.converging),
-                if findings.is_empty() { "-".into() } else { findings.join(", ") },
+                if findings.is_empty() {
+                    "-".into()
+                } else {
+                    findings.join(", ")
+                },
             ]);
         }
-        format!("{}\n\n{}{}", clean(&self.verdict), table(&rows), self.page.text())
+        format!(
+            "{}\n\n{}{}",
+            clean(&self.verdict),
+            table(&rows),
+            self.page.text()
+        )
     }
 }

@@ -55,13 +55,19 @@ pub fn resolve(
     match (found.next(), found.next()) {
         (Some(one), None) => Ok(one.clone()),
         (None, _) => Err(NoService::NotFound(NotFound {
-            detail: format!("node {:?} reports no Service named {name:?} in any namespace", &*node.0),
+            detail: format!(
+                "node {:?} reports no Service named {name:?} in any namespace",
+                &*node.0
+            ),
             exists: known().take(super::CHOICES).map(at).collect(),
         })),
         (Some(_), Some(_)) => {
             let all: Vec<String> = known().filter(|s| *s.name == *name).map(at).collect();
             Err(NoService::Ambiguous(Choices {
-                verdict: format!("{} are named {name:?}: say which", count(all.len() as u64, "Service", "Services")),
+                verdict: format!(
+                    "{} are named {name:?}: say which",
+                    count(all.len() as u64, "Service", "Services")
+                ),
                 choices: all,
             }))
         }
@@ -69,7 +75,12 @@ pub fn resolve(
 }
 
 fn svc_path(node: &NodeName, s: &ServiceName) -> String {
-    format!("/nodes/{}/svc/{}/{}", path(&node.0), path(&s.namespace), path(&s.name))
+    format!(
+        "/nodes/{}/svc/{}/{}",
+        path(&node.0),
+        path(&s.namespace),
+        path(&s.name)
+    )
 }
 
 /// How a row stands.
@@ -153,7 +164,10 @@ pub struct BackendView {
 
 impl Answer {
     fn of(f: &Forwarding) -> Answer {
-        let backend = |b: &Backend| BackendView { address: b.address.to_string(), share: b.share };
+        let backend = |b: &Backend| BackendView {
+            address: b.address.to_string(),
+            share: b.share,
+        };
         Answer {
             action: f.action.word(),
             why: match &f.action {
@@ -209,7 +223,11 @@ impl Answer {
             out += &format!("; affinity broken: {}", clean(why));
         }
         if let Some(ranges) = &self.source_ranges {
-            out += &format!("; only from {}, others {}", few(ranges, 6), self.otherwise.unwrap_or("?"));
+            out += &format!(
+                "; only from {}, others {}",
+                few(ranges, 6),
+                self.otherwise.unwrap_or("?")
+            );
         }
         out
     }
@@ -217,7 +235,11 @@ impl Answer {
 
 fn percent(share: f64) -> String {
     let p = share * 100.0;
-    if (p - p.round()).abs() < 0.05 { format!("{p:.0} %") } else { format!("{p:.1} %") }
+    if (p - p.round()).abs() < 0.05 {
+        format!("{p:.0} %")
+    } else {
+        format!("{p:.1} %")
+    }
 }
 
 /// Whether other nodes agree with the API about the Service.
@@ -239,7 +261,10 @@ pub struct Others {
 
 impl Others {
     fn text(&self) -> String {
-        let mut parts = vec![format!("{} with the API", count(self.agree, "other node agrees", "other nodes agree"))];
+        let mut parts = vec![format!(
+            "{} with the API",
+            count(self.agree, "other node agrees", "other nodes agree")
+        )];
         if self.differ > 0 {
             parts.push(format!(
                 "{} ({})",
@@ -247,7 +272,11 @@ impl Others {
                 few(&self.differing, NODES_SHOWN)
             ));
         }
-        for (n, word) in [(self.converging, "converging"), (self.unknown, "unknown"), (self.silent, "silent")] {
+        for (n, word) in [
+            (self.converging, "converging"),
+            (self.unknown, "unknown"),
+            (self.silent, "silent"),
+        ] {
             if n > 0 {
                 parts.push(format!("{} {word}", thousands(n)));
             }
@@ -287,8 +316,16 @@ pub fn concerns(f: &Finding, service: &ServiceName) -> bool {
 
 /// The rows of a Service.
 pub fn rows<'a>(said: &'a Said, service: &ServiceName) -> impl Iterator<Item = &'a Row> {
-    let positions = said.services.get(service).map(Vec::as_slice).unwrap_or_default();
-    positions.iter().filter_map(|i| said.report.rows.get(*i)).collect::<Vec<_>>().into_iter()
+    let positions = said
+        .services
+        .get(service)
+        .map(Vec::as_slice)
+        .unwrap_or_default();
+    positions
+        .iter()
+        .filter_map(|i| said.report.rows.get(*i))
+        .collect::<Vec<_>>()
+        .into_iter()
 }
 
 /// How a row stands, by the agent's findings. This view compares nothing by itself but for equality:
@@ -305,7 +342,9 @@ pub fn state(row: &Row, report: &Report, service: &ServiceName) -> State {
     if report.converging.iter().any(|f| names(&f)) {
         return State::Converging;
     }
-    let Some(observed) = &row.observed else { return State::Unknown };
+    let Some(observed) = &row.observed else {
+        return State::Unknown;
+    };
     if matches!(observed.action, Action::Unknown(_)) {
         return State::Unknown;
     }
@@ -326,7 +365,10 @@ pub fn state(row: &Row, report: &Report, service: &ServiceName) -> State {
 fn equal(row: &Row, observed: &Forwarding) -> bool {
     match &row.desired {
         None => observed.action == Action::None,
-        Some(d) => d.any_of.iter().any(|want| differences(want, observed).is_empty()),
+        Some(d) => d
+            .any_of
+            .iter()
+            .any(|want| differences(want, observed).is_empty()),
     }
 }
 
@@ -334,23 +376,39 @@ fn equal(row: &Row, observed: &Forwarding) -> bool {
 fn differences(want: &Forwarding, does: &Forwarding) -> Vec<String> {
     let mut out = Vec::new();
     if want.action != does.action {
-        out.push(format!("{} instead of {}", does.action.word(), want.action.word()));
+        out.push(format!(
+            "{} instead of {}",
+            does.action.word(),
+            want.action.word()
+        ));
         return out;
     }
-    let find = |list: &[Backend], b: &Backend| list.iter().find(|o| o.address == b.address).map(|o| o.share);
+    let find = |list: &[Backend], b: &Backend| {
+        list.iter()
+            .find(|o| o.address == b.address)
+            .map(|o| o.share)
+    };
     for b in &want.backends {
         match find(&does.backends, b) {
             None => out.push(format!("sends nothing to {}", b.address)),
             // Weights of rules are multiples of 2^-31 or of one thousandth.
             Some(share) if (share - b.share).abs() > 0.005 => {
-                out.push(format!("{} gets {} instead of {}", b.address, percent(share), percent(b.share)));
+                out.push(format!(
+                    "{} gets {} instead of {}",
+                    b.address,
+                    percent(share),
+                    percent(b.share)
+                ));
             }
             Some(_) => {}
         }
     }
     for b in &does.backends {
         if find(&want.backends, b).is_none() {
-            out.push(format!("sends to {}, which the API does not offer", b.address));
+            out.push(format!(
+                "sends to {}, which the API does not offer",
+                b.address
+            ));
         }
     }
     if want.affinity != does.affinity {
@@ -370,7 +428,10 @@ fn row_view(row: &Row, report: &Report, service: &ServiceName) -> RowView {
     let difference = match (&row.desired, &row.observed, state) {
         (_, _, State::Agrees | State::Unknown) | (_, None, _) => Vec::new(),
         (None, Some(o), _) if o.action != Action::None => {
-            vec![format!("{} where the API asks for nothing", o.action.word())]
+            vec![format!(
+                "{} where the API asks for nothing",
+                o.action.word()
+            )]
         }
         (None, Some(_), _) => Vec::new(),
         (Some(d), Some(o), _) => {
@@ -381,10 +442,23 @@ fn row_view(row: &Row, report: &Report, service: &ServiceName) -> RowView {
     RowView {
         frontend: row.frontend.to_string(),
         source: row.source.to_string(),
-        service: row.service.as_ref().map(ToString::to_string).unwrap_or_default(),
+        service: row
+            .service
+            .as_ref()
+            .map(ToString::to_string)
+            .unwrap_or_default(),
         state,
-        api_wants: row.desired.iter().flat_map(|d| &d.any_of).map(Answer::of).collect(),
-        because: row.desired.as_ref().map(|d| d.because).filter(|b| *b != Because::Certain),
+        api_wants: row
+            .desired
+            .iter()
+            .flat_map(|d| &d.any_of)
+            .map(Answer::of)
+            .collect(),
+        because: row
+            .desired
+            .as_ref()
+            .map(|d| d.because)
+            .filter(|b| *b != Because::Certain),
         kernel_does: row.observed.as_ref().map(Answer::of),
         difference,
     }
@@ -396,9 +470,20 @@ pub fn standing(said: &Said, service: &ServiceName) -> State {
     if said.report.findings.iter().any(|f| own(&f)) {
         return State::Differs;
     }
-    let worst = rows(said, service).map(|r| state(r, &said.report, service)).min();
-    let converging = said.report.converging.iter().any(|f| own(&f)).then_some(State::Converging);
-    worst.into_iter().chain(converging).min().unwrap_or(State::Unknown)
+    let worst = rows(said, service)
+        .map(|r| state(r, &said.report, service))
+        .min();
+    let converging = said
+        .report
+        .converging
+        .iter()
+        .any(|f| own(&f))
+        .then_some(State::Converging);
+    worst
+        .into_iter()
+        .chain(converging)
+        .min()
+        .unwrap_or(State::Unknown)
 }
 
 /// One Service on one node.
@@ -409,25 +494,38 @@ pub fn service(
     now: Now,
 ) -> Result<ServiceView, NotFound> {
     let (name, member) = member(fleet, node)?;
-    let said = member.said.as_ref().filter(|s| s.services.contains_key(service)).ok_or_else(|| {
-        let known = member.said.iter().flat_map(|s| s.services.keys());
-        let known: Vec<&ServiceName> = known.collect();
-        NotFound {
-            detail: match &member.said {
-                None => format!("node {:?} has not reported yet", &*name.0),
-                Some(_) => format!("node {:?} reports no Service {:?}", &*name.0, service.to_string()),
-            },
-            exists: similar(known.iter().copied(), service)
-                .into_iter()
-                .map(|s| svc_path(name, s))
-                .collect(),
-        }
-    })?;
+    let said = member
+        .said
+        .as_ref()
+        .filter(|s| s.services.contains_key(service))
+        .ok_or_else(|| {
+            let known = member.said.iter().flat_map(|s| s.services.keys());
+            let known: Vec<&ServiceName> = known.collect();
+            NotFound {
+                detail: match &member.said {
+                    None => format!("node {:?} has not reported yet", &*name.0),
+                    Some(_) => format!(
+                        "node {:?} reports no Service {:?}",
+                        &*name.0,
+                        service.to_string()
+                    ),
+                },
+                exists: similar(known.iter().copied(), service)
+                    .into_iter()
+                    .map(|s| svc_path(name, s))
+                    .collect(),
+            }
+        })?;
     let report = &said.report;
     let shown = |list: &[Finding]| -> Vec<Shown> {
-        list.iter().filter(|f| concerns(f, service)).map(|f| Shown::of(name, said, f, now)).collect()
+        list.iter()
+            .filter(|f| concerns(f, service))
+            .map(|f| Shown::of(name, said, f, now))
+            .collect()
     };
-    let rows: Vec<RowView> = rows(said, service).map(|r| row_view(r, report, service)).collect();
+    let rows: Vec<RowView> = rows(said, service)
+        .map(|r| row_view(r, report, service))
+        .collect();
     let findings = shown(&report.findings);
     let converging = shown(&report.converging);
     let standing = standing(said, service);
@@ -437,15 +535,25 @@ pub fn service(
                 0 => String::new(),
                 n => format!(", and {}", count(n as u64, "more finding", "more findings")),
             };
-            format!("{} (for {}{more})", f.says, super::words::ago(f.age_seconds))
+            format!(
+                "{} (for {}{more})",
+                f.says,
+                super::words::ago(f.age_seconds)
+            )
         }
         (State::Converging, _, Some(f)) => format!("converging: {}", f.says),
-        (State::Agrees, ..) => "the kernel does what the API wants, for every frontend and source".into(),
+        (State::Agrees, ..) => {
+            "the kernel does what the API wants, for every frontend and source".into()
+        }
         (State::NotJudged, ..) => "no finding; some of it was not judged".into(),
         (State::Unknown, ..) => "what the kernel does could not be told for all of it".into(),
         (other, ..) => other.words().to_string(),
     };
-    let silent = if member.connected(now) { "" } else { " (last known: the agent is silent)" };
+    let silent = if member.connected(now) {
+        ""
+    } else {
+        " (last known: the agent is silent)"
+    };
     Ok(ServiceView {
         verdict: format!("{service} on {name}: {what}{silent}"),
         node: name.to_string(),
@@ -511,7 +619,10 @@ impl View for ServiceView {
                     }
                 }
             }
-            let does = first.kernel_does.as_ref().map_or("could not be read".into(), Answer::text);
+            let does = first
+                .kernel_does
+                .as_ref()
+                .map_or("could not be read".into(), Answer::text);
             out += &format!("  kernel does  {does}\n");
             for d in &first.difference {
                 out += &format!("  difference   {d}\n");
@@ -519,7 +630,10 @@ impl View for ServiceView {
         }
         for (title, list) in [
             ("Findings", &self.findings),
-            ("Converging: differs, and is still given time", &self.converging),
+            (
+                "Converging: differs, and is still given time",
+                &self.converging,
+            ),
         ] {
             if !list.is_empty() {
                 out += &format!("\n{title}\n");

@@ -39,8 +39,11 @@ pub fn clean(s: &str) -> String {
     }
     s.chars()
         .flat_map(|c| {
-            let shown: Box<dyn Iterator<Item = char>> =
-                if acts(c) { Box::new(c.escape_unicode()) } else { Box::new(std::iter::once(c)) };
+            let shown: Box<dyn Iterator<Item = char>> = if acts(c) {
+                Box::new(c.escape_unicode())
+            } else {
+                Box::new(std::iter::once(c))
+            };
             shown
         })
         .collect()
@@ -67,7 +70,9 @@ pub fn json(value: &impl serde::Serialize) -> Result<String, serde_json::Error> 
 pub fn path(s: &str) -> String {
     s.bytes()
         .map(|b| match b {
-            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => (b as char).to_string(),
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => {
+                (b as char).to_string()
+            }
             _ => format!("%{b:02X}"),
         })
         .collect()
@@ -93,7 +98,12 @@ pub fn thousands(n: u64) -> String {
 
 /// The first few of a list of names: `n17, n22 and 3 more`.
 pub fn few(names: &[String], show: usize) -> String {
-    let shown = names.iter().take(show).map(|n| clean(n)).collect::<Vec<_>>().join(", ");
+    let shown = names
+        .iter()
+        .take(show)
+        .map(|n| clean(n))
+        .collect::<Vec<_>>()
+        .join(", ");
     match names.len().saturating_sub(show) {
         0 => shown,
         more => format!("{shown} and {} more", thousands(more as u64)),
@@ -103,7 +113,13 @@ pub fn few(names: &[String], show: usize) -> String {
 /// Columns aligned with two spaces between; the first row is the heading.
 pub fn table(rows: &[Vec<String>]) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
-    let width = |c: usize| rows.iter().filter_map(|r| r.get(c)).map(|s| s.chars().count()).max().unwrap_or(0);
+    let width = |c: usize| {
+        rows.iter()
+            .filter_map(|r| r.get(c))
+            .map(|s| s.chars().count())
+            .max()
+            .unwrap_or(0)
+    };
     let widths: Vec<usize> = (0..columns).map(width).collect();
     let mut out = String::new();
     for row in rows {
@@ -125,9 +141,15 @@ mod tests {
     #[test]
     fn strangers_text_cannot_drive_a_terminal() {
         assert_eq!(clean("web"), "web");
-        assert_eq!(clean("a\u{1b}[2Jb\n\u{9b}\u{202e}"), "a\\u{1b}[2Jb\\u{a}\\u{9b}\\u{202e}");
+        assert_eq!(
+            clean("a\u{1b}[2Jb\n\u{9b}\u{202e}"),
+            "a\\u{1b}[2Jb\\u{a}\\u{9b}\\u{202e}"
+        );
         let written = json(&serde_json::json!({ "x": "\u{1b}[2J\u{9b}31m\u{202e}é" })).unwrap();
-        assert!(!written.chars().any(|c| acts(c) && c != '\n'), "{written:?}");
+        assert!(
+            !written.chars().any(|c| acts(c) && c != '\n'),
+            "{written:?}"
+        );
         let back: serde_json::Value = serde_json::from_str(&written).unwrap();
         assert_eq!(back["x"], "\u{1b}[2J\u{9b}31m\u{202e}é");
     }

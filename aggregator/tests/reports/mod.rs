@@ -43,7 +43,9 @@ fn rows(service: &ServicePortName) -> Vec<Row> {
 
 /// A node that reports these Services, in order.
 pub fn named(node: &str, services: &[(&str, &str)]) -> Report {
-    let ports = services.iter().map(|(ns, name)| ServicePortName::new(ns, name, "http"));
+    let ports = services
+        .iter()
+        .map(|(ns, name)| ServicePortName::new(ns, name, "http"));
     Report {
         node: NodeName::from(node),
         pass: 7,
@@ -53,7 +55,10 @@ pub fn named(node: &str, services: &[(&str, &str)]) -> Report {
         state: NodeState::Ready,
         verdict: "agrees".into(),
         datapaths: vec![],
-        judged: Judged { pairs: 3 * services.len() as u64, ..Judged::default() },
+        judged: Judged {
+            pairs: 3 * services.len() as u64,
+            ..Judged::default()
+        },
         gaps: vec![],
         findings: vec![],
         converging: vec![],
@@ -118,7 +123,10 @@ pub fn evil() -> Report {
     let mut r = drifted(BAD);
     let service = ServicePortName::new(BAD, BAD, BAD);
     r.verdict = BAD.into();
-    r.gaps.push(model::capture::Gap { what: BAD.into(), why: BAD.into() });
+    r.gaps.push(model::capture::Gap {
+        what: BAD.into(),
+        why: BAD.into(),
+    });
     r.datapaths.push(model::capture::DatapathFound {
         name: BAD.into(),
         version: Some(BAD.into()),
@@ -128,8 +136,10 @@ pub fn evil() -> Report {
     for row in &mut r.rows {
         row.service = Some(service.clone());
     }
-    r.rows[1].observed =
-        Some(Forwarding::without_backends(None, Action::Unknown(BAD.into())));
+    r.rows[1].observed = Some(Forwarding::without_backends(
+        None,
+        Action::Unknown(BAD.into()),
+    ));
     let f = &mut r.findings[0];
     f.service = Some(service);
     f.says = BAD.into();

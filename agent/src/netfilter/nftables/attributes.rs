@@ -17,7 +17,10 @@ pub struct Attributes<'a> {
 impl<'a> Attributes<'a> {
     /// Over the attributes in `bytes`.
     pub fn new(bytes: &'a [u8]) -> Self {
-        Attributes { rest: bytes, broken: false }
+        Attributes {
+            rest: bytes,
+            broken: false,
+        }
     }
 
     /// Did the walk end at bytes that are no attribute?
@@ -60,12 +63,18 @@ pub fn table(bytes: &[u8]) -> Option<[&[u8]; 16]> {
             *slot = value;
         }
     }
-    if attributes.broken() { None } else { Some(found) }
+    if attributes.broken() {
+        None
+    } else {
+        Some(found)
+    }
 }
 
 /// 16 bits in network order; 0 if too short.
 pub fn be16(bytes: &[u8]) -> u16 {
-    bytes.first_chunk::<2>().map_or(0, |b| u16::from_be_bytes(*b))
+    bytes
+        .first_chunk::<2>()
+        .map_or(0, |b| u16::from_be_bytes(*b))
 }
 
 /// 32 bits in network order.

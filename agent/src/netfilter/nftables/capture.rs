@@ -126,7 +126,9 @@ impl Capture {
         let generation = part()?;
         let writer = part()?;
         let capture = Capture {
-            generation: generation.first_chunk::<4>().map(|b| u32::from_le_bytes(*b)),
+            generation: generation
+                .first_chunk::<4>()
+                .map(|b| u32::from_le_bytes(*b)),
             last_writer: if writer.is_empty() {
                 None
             } else {
@@ -138,9 +140,19 @@ impl Capture {
             sets: Messages { bytes: part()? },
             elements: Messages { bytes: part()? },
         };
-        let whole = [&capture.tables, &capture.chains, &capture.rules, &capture.sets, &capture.elements]
-            .into_iter()
-            .all(Messages::well_formed);
-        if whole && rest.is_empty() { Ok(capture) } else { Err(LoadError::Damaged) }
+        let whole = [
+            &capture.tables,
+            &capture.chains,
+            &capture.rules,
+            &capture.sets,
+            &capture.elements,
+        ]
+        .into_iter()
+        .all(Messages::well_formed);
+        if whole && rest.is_empty() {
+            Ok(capture)
+        } else {
+            Err(LoadError::Damaged)
+        }
     }
 }

@@ -72,7 +72,9 @@ fn equal(
         let here = at..end;
         at = end;
         let slice = |all: &[u8]| -> Vec<u8> {
-            here.clone().map(|i| all.get(i).copied().unwrap_or(0)).collect()
+            here.clone()
+                .map(|i| all.get(i).copied().unwrap_or(0))
+                .collect()
         };
         let mask = masked.map(|(mask, _)| slice(mask));
         let bytes: Vec<u8> = match masked {
@@ -102,7 +104,12 @@ fn is_name(field: &Field) -> bool {
 
 fn equal_part(part: &Part, mask: Option<&[u8]>, bytes: &[u8], negated: bool) -> Op {
     let matched = |mask, value| {
-        Op::Match(Match { field: part.field.clone(), mask, any_of: vec![value], negated })
+        Op::Match(Match {
+            field: part.field.clone(),
+            mask,
+            any_of: vec![value],
+            negated,
+        })
     };
     if is_address(&part.field) {
         // A shorter load is a prefix of whole bytes.
@@ -136,7 +143,9 @@ fn equal_part(part: &Part, mask: Option<&[u8]>, bytes: &[u8], negated: bool) -> 
 }
 
 fn ordered(parts: &[Part], comparison: Comparison, data: &[u8]) -> Vec<Op> {
-    let [part] = parts else { return unknown("order of several fields at once") };
+    let [part] = parts else {
+        return unknown("order of several fields at once");
+    };
     if data.len() != part.whole || data.len() != part.size {
         return unknown("order of a part of a field");
     }
@@ -161,8 +170,11 @@ fn ordered(parts: &[Part], comparison: Comparison, data: &[u8]) -> Vec<Op> {
 pub(super) fn step(bytes: &[u8], up: bool) -> Option<Vec<u8>> {
     let mut out = bytes.to_vec();
     for byte in out.iter_mut().rev() {
-        let (next, carry) =
-            if up { byte.overflowing_add(1) } else { byte.overflowing_sub(1) };
+        let (next, carry) = if up {
+            byte.overflowing_add(1)
+        } else {
+            byte.overflowing_sub(1)
+        };
         *byte = next;
         if !carry {
             return Some(out);
@@ -174,7 +186,10 @@ pub(super) fn step(bytes: &[u8], up: bool) -> Option<Vec<u8>> {
 /// `range`, and what an ordered comparison amounts to. Bytes compare as the kernel's memcmp does.
 pub(super) fn range(load: &Load, first: &[u8], last: &[u8], negated: bool) -> Vec<Op> {
     match &load.held {
-        Held::Parts { parts, masked: None } => match parts.as_slice() {
+        Held::Parts {
+            parts,
+            masked: None,
+        } => match parts.as_slice() {
             [part] if first.len() == part.whole && last.len() == part.whole => {
                 between(part, first, last, negated)
             }
@@ -186,7 +201,9 @@ pub(super) fn range(load: &Load, first: &[u8], last: &[u8], negated: bool) -> Ve
 
 fn between(part: &Part, first: &[u8], last: &[u8], negated: bool) -> Vec<Op> {
     let value = if is_address(&part.field) {
-        address(first).zip(address(last)).and_then(|(a, b)| address_range(a, b))
+        address(first)
+            .zip(address(last))
+            .and_then(|(a, b)| address_range(a, b))
     } else if part.order == Order::Host && part.whole > 1 {
         // memcmp of a number in host order says nothing about its size.
         None
@@ -212,12 +229,16 @@ fn chance(numgen: Numgen, comparison: Comparison, data: &[u8]) -> Vec<Op> {
     const ONE: u64 = 1 << 31;
     let modulus = u64::from(numgen.modulus.max(1));
     let offset = u64::from(numgen.offset);
-    let Some(value) = number(data, numgen.order) else { return unknown("comparison of numgen") };
+    let Some(value) = number(data, numgen.order) else {
+        return unknown("comparison of numgen");
+    };
     let hit = u64::from((offset..offset + modulus).contains(&value));
     let below = value.saturating_sub(offset).min(modulus);
     if numgen.incremental {
         return match comparison {
-            Comparison::Equal if hit == 1 => vec![Op::Nth { every: numgen.modulus.max(1) }],
+            Comparison::Equal if hit == 1 => vec![Op::Nth {
+                every: numgen.modulus.max(1),
+            }],
             _ => unknown("comparison of numgen inc"),
         };
     }
@@ -234,7 +255,9 @@ fn chance(numgen: Numgen, comparison: Comparison, data: &[u8]) -> Vec<Op> {
         Comparison::GreaterOrEqual => modulus - below,
     };
     let numerator = (cases * ONE + modulus / 2) / modulus;
-    vec![Op::Probability { numerator: u32::try_from(numerator.min(ONE)).unwrap_or(u32::MAX) }]
+    vec![Op::Probability {
+        numerator: u32::try_from(numerator.min(ONE)).unwrap_or(u32::MAX),
+    }]
 }
 
 /// Highest value of a type, for an interval without an end.

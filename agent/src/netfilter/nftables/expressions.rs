@@ -6,9 +6,7 @@ use super::compare::{Comparison, compare, range};
 use super::registers::{Held, MapValue, Numgen, Part, Registers};
 use super::sets::{Described, Use};
 use super::values::{Order, address};
-use crate::netfilter::ruleset::{
-    Field, Lookup, Match, NatTarget, Op, TableFamily, Value, Verdict,
-};
+use crate::netfilter::ruleset::{Field, Lookup, Match, NatTarget, Op, TableFamily, Value, Verdict};
 use crate::netfilter::xtables;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -61,7 +59,14 @@ impl RuleReader<'_> {
 
     fn store_field(&mut self, register: u32, field: Field, order: Order, size: usize) {
         let parts = vec![Part::whole(field, order, size)];
-        self.store(register, size, Held::Parts { parts, masked: None });
+        self.store(
+            register,
+            size,
+            Held::Parts {
+                parts,
+                masked: None,
+            },
+        );
     }
 
     fn expression(&mut self, name: &str, a: &[&[u8]; 16]) {
@@ -112,7 +117,8 @@ impl RuleReader<'_> {
             }
             "target" => {
                 let name = text(a[1]);
-                self.ops.extend(xtables::decode_target(self.family, &name, n(2), a[3]));
+                self.ops
+                    .extend(xtables::decode_target(self.family, &name, n(2), a[3]));
             }
             // Loads of things that are not followed: what is compared with them is then unknown.
             "exthdr" if a[7].is_empty() => self.opaque(name, n(1), n(4) as usize),
@@ -144,12 +150,16 @@ impl RuleReader<'_> {
             _ => self.version,
         };
         let layout: &[(usize, usize, Field)] = match (base, version) {
-            (1, Some(4)) => {
-                &[(9, 1, Field::L4proto), (12, 4, Field::Saddr), (16, 4, Field::Daddr)]
-            }
-            (1, Some(6)) => {
-                &[(6, 1, Field::L4proto), (8, 16, Field::Saddr), (24, 16, Field::Daddr)]
-            }
+            (1, Some(4)) => &[
+                (9, 1, Field::L4proto),
+                (12, 4, Field::Saddr),
+                (16, 4, Field::Daddr),
+            ],
+            (1, Some(6)) => &[
+                (6, 1, Field::L4proto),
+                (8, 16, Field::Saddr),
+                (24, 16, Field::Daddr),
+            ],
             (2, _) => &[(0, 2, Field::Sport), (2, 2, Field::Dport)],
             _ => &[],
         };
@@ -158,8 +168,7 @@ impl RuleReader<'_> {
         let mut at = offset;
         while at < end {
             let known = layout.iter().find(|(start, size, field)| {
-                *start == at
-                    && (at + size <= end || matches!(field, Field::Saddr | Field::Daddr))
+                *start == at && (at + size <= end || matches!(field, Field::Saddr | Field::Daddr))
             });
             let part = match known {
                 Some((_, size, field)) => Part {
@@ -182,7 +191,14 @@ impl RuleReader<'_> {
             at += part.size;
             parts.push(part);
         }
-        self.store(n(1), length, Held::Parts { parts, masked: None });
+        self.store(
+            n(1),
+            length,
+            Held::Parts {
+                parts,
+                masked: None,
+            },
+        );
     }
 
     fn meta(&mut self, a: &[&[u8]; 16]) {
@@ -218,11 +234,21 @@ impl RuleReader<'_> {
         let held = self.registers.get(register).map(|load| &load.held);
         let op = match (key, held) {
             (3, Some(Held::Data(bytes))) => match bytes.first_chunk::<4>() {
-                Some(b) => Op::SetMark { and: 0, xor: u32::from_ne_bytes(*b) },
+                Some(b) => Op::SetMark {
+                    and: 0,
+                    xor: u32::from_ne_bytes(*b),
+                },
                 None => Op::UnknownStatement("mark set to a shorter constant".into()),
             },
             (3, Some(Held::Parts { parts, masked })) => match parts.as_slice() {
-                [Part { field: Field::Mark, order: Order::Host, size: 4, .. }] => match masked {
+                [
+                    Part {
+                        field: Field::Mark,
+                        order: Order::Host,
+                        size: 4,
+                        ..
+                    },
+                ] => match masked {
                     None => Op::Nothing,
                     Some((mask, xor)) => match (mask.first_chunk::<4>(), xor.first_chunk::<4>()) {
                         (Some(mask), Some(xor)) => Op::SetMark {
@@ -248,8 +274,10 @@ impl RuleReader<'_> {
         let n = |i: usize| be32(a[i]).unwrap_or(0);
         let key = n(2);
         if !a[4].is_empty() {
-            let from_map =
-                matches!(self.registers.get(n(4)).map(|l| &l.held), Some(Held::Map(_)));
+            let from_map = matches!(
+                self.registers.get(n(4)).map(|l| &l.held),
+                Some(Held::Map(_))
+            );
             let op = match key {
                 _ if from_map => Op::UnknownMatch("map for a ct value".into()),
                 // mark, secmark, labels, eventmask: kept with the flow
@@ -323,7 +351,10 @@ impl RuleReader<'_> {
                                 and(x, mask).iter().zip(xor).map(|(a, b)| a ^ b).collect(),
                             ),
                         };
-                        Held::Parts { parts: parts.clone(), masked: Some(masked) }
+                        Held::Parts {
+                            parts: parts.clone(),
+                            masked: Some(masked),
+                        }
                     }
                     Held::Map(_) => {
                         self.condition("bits of a map's value");
@@ -338,7 +369,13 @@ impl RuleReader<'_> {
     }
 
     fn byteorder(&mut self, source: u32, target: u32, length: usize, size: usize) {
-        let turn = |order: Order| if order == Order::Host { Order::Big } else { Order::Host };
+        let turn = |order: Order| {
+            if order == Order::Host {
+                Order::Big
+            } else {
+                Order::Host
+            }
+        };
         let held = match self.registers.get(source) {
             Some(load) if load.length == length && size == length => match &load.held {
                 Held::Parts { parts, masked } => match parts.as_slice() {
@@ -347,13 +384,17 @@ impl RuleReader<'_> {
                         part.order = turn(part.order);
                         let reversed = |b: &Vec<u8>| b.iter().rev().copied().collect();
                         let masked = masked.as_ref().map(|(m, x)| (reversed(m), reversed(x)));
-                        Held::Parts { parts: vec![part], masked }
+                        Held::Parts {
+                            parts: vec![part],
+                            masked,
+                        }
                     }
                     _ => Held::Opaque("byte order of several fields".into()),
                 },
-                Held::Numgen(numgen) => {
-                    Held::Numgen(Numgen { order: turn(numgen.order), ..*numgen })
-                }
+                Held::Numgen(numgen) => Held::Numgen(Numgen {
+                    order: turn(numgen.order),
+                    ..*numgen
+                }),
                 Held::Map(_) => {
                     self.condition("byte order of a map's value");
                     Held::Opaque("byte order of a map's value".into())
@@ -387,7 +428,13 @@ impl RuleReader<'_> {
             }
         }
         for op in &ops {
-            if let Op::Match(Match { field, mask: None, any_of, negated: false }) = op {
+            if let Op::Match(Match {
+                field,
+                mask: None,
+                any_of,
+                negated: false,
+            }) = op
+            {
                 match (field, any_of.as_slice()) {
                     (Field::Nfproto, [Value::Number(2, 2)])
                     | (Field::EtherType, [Value::Number(0x0800, 0x0800)]) => self.version = Some(4),
@@ -439,7 +486,10 @@ impl RuleReader<'_> {
             (Some(Key::Fields(fields, _)), None) if set.dynamic() => {
                 if fields == [Field::Saddr] && !negated {
                     let seconds = set.timeout_seconds();
-                    self.ops.push(Op::AffinityCheck { list: set_name, seconds });
+                    self.ops.push(Op::AffinityCheck {
+                        list: set_name,
+                        seconds,
+                    });
                 } else {
                     self.condition(format!("look-up in a set that packets fill: {set_name}"));
                 }
@@ -449,10 +499,18 @@ impl RuleReader<'_> {
                 self.forget(target, set);
             }
             (Some(Key::Fields(key, _)), None) => {
-                self.ops.push(Op::Lookup(Lookup { key, set: set_name, negated }));
+                self.ops.push(Op::Lookup(Lookup {
+                    key,
+                    set: set_name,
+                    negated,
+                }));
             }
             (Some(Key::Fields(key, _)), Some(0)) => {
-                self.ops.push(Op::VerdictMap(Lookup { key, set: set_name, negated }));
+                self.ops.push(Op::VerdictMap(Lookup {
+                    key,
+                    set: set_name,
+                    negated,
+                }));
             }
             (Some(Key::Numgen(numgen)), Some(0)) => self.ops.push(Op::NumgenVerdictMap {
                 modulus: numgen.modulus,
@@ -461,13 +519,21 @@ impl RuleReader<'_> {
                 incremental: numgen.incremental,
             }),
             (Some(Key::Fields(key, _)), Some(register)) => {
-                let lookup = Lookup { key, set: set_name, negated: false };
+                let lookup = Lookup {
+                    key,
+                    set: set_name,
+                    negated: false,
+                };
                 let length = set.data_length();
                 self.store(register, length, Held::Map(MapValue::Lookup(lookup)));
             }
             (Some(Key::Numgen(numgen)), Some(register)) => {
                 let length = set.data_length();
-                self.store(register, length, Held::Map(MapValue::Numgen(numgen, set_name)));
+                self.store(
+                    register,
+                    length,
+                    Held::Map(MapValue::Numgen(numgen, set_name)),
+                );
             }
             (Some(Key::Numgen(_)), None) => {
                 self.condition(format!("numgen in a set: {set_name}"));
@@ -487,7 +553,11 @@ impl RuleReader<'_> {
         match target {
             Some(0) => self.statement("verdict from a map not understood"),
             Some(register) => {
-                self.store(register, set.data_length(), Held::Opaque("a map's value".into()));
+                self.store(
+                    register,
+                    set.data_length(),
+                    Held::Opaque("a map's value".into()),
+                );
             }
             None => {}
         }
@@ -504,7 +574,13 @@ impl RuleReader<'_> {
         let mut fields = Vec::new();
         let mut uses = Vec::new();
         for load in loads {
-            let Held::Parts { parts, masked: None } = &load.held else { return None };
+            let Held::Parts {
+                parts,
+                masked: None,
+            } = &load.held
+            else {
+                return None;
+            };
             for part in parts {
                 if part.size != part.whole {
                     return None;
@@ -596,7 +672,10 @@ impl RuleReader<'_> {
             Some(Some(Held::Data(bytes))) if bytes.len() >= 2 => Some(be16(bytes)),
             Some(_) => return Err("nat to a port not understood".into()),
         };
-        Ok(NatTarget::Fixed { address: new_address, port })
+        Ok(NatTarget::Fixed {
+            address: new_address,
+            port,
+        })
     }
 
     fn redir(&mut self, a: &[&[u8]; 16]) {
@@ -635,7 +714,9 @@ enum Key {
 
 /// `NFTA_DATA_VALUE` of a nest of data; empty if there is none.
 pub(super) fn data(nest: &[u8]) -> &[u8] {
-    Attributes::new(nest).find(|(kind, _)| *kind == 1).map_or(&[], |(_, value)| value)
+    Attributes::new(nest)
+        .find(|(kind, _)| *kind == 1)
+        .map_or(&[], |(_, value)| value)
 }
 
 /// What a verdict register is set to.

@@ -17,7 +17,12 @@ pub(super) struct Part {
 
 impl Part {
     pub fn whole(field: Field, order: Order, size: usize) -> Part {
-        Part { field, order, size, whole: size }
+        Part {
+            field,
+            order,
+            size,
+            whole: size,
+        }
     }
 }
 
@@ -41,7 +46,10 @@ pub(super) enum MapValue {
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Held {
     /// Fields side by side, then `& mask ^ xor` over all of it.
-    Parts { parts: Vec<Part>, masked: Option<(Vec<u8>, Vec<u8>)> },
+    Parts {
+        parts: Vec<Part>,
+        masked: Option<(Vec<u8>, Vec<u8>)>,
+    },
     /// A number from `numgen`.
     Numgen(Numgen),
     /// A constant.
@@ -84,7 +92,9 @@ impl Registers {
 
     /// False if the register does not exist or the load does not fit.
     pub fn store(&mut self, register: u32, length: usize, held: Held) -> bool {
-        let Some(first) = first_word(register) else { return false };
+        let Some(first) = first_word(register) else {
+            return false;
+        };
         let count = length.div_ceil(4);
         if count == 0 || first + count > self.words.len() {
             return false;
@@ -103,7 +113,9 @@ impl Registers {
     }
 
     fn at(&self, first: usize) -> Option<&Load> {
-        let (load, 0) = (*self.words.get(first)?)? else { return None };
+        let (load, 0) = (*self.words.get(first)?)? else {
+            return None;
+        };
         let found = self.loads.get(load)?;
         let whole = (0..found.length.div_ceil(4))
             .all(|word| self.words.get(first + word) == Some(&Some((load, word))));

@@ -117,7 +117,10 @@ impl Described {
     /// Types of the key's fields: as the set says, else as the rules use it.
     fn key_types(&self, uses: Option<&Vec<Use>>) -> Option<Vec<Type>> {
         let fits = |types: &Vec<Type>| {
-            types.iter().map(|t| t.width.next_multiple_of(4)).sum::<usize>()
+            types
+                .iter()
+                .map(|t| t.width.next_multiple_of(4))
+                .sum::<usize>()
                 == self.key_length.next_multiple_of(4)
         };
         let said: Option<Vec<Type>> = datatypes(self.key_type)
@@ -143,7 +146,10 @@ impl Described {
                     .iter()
                     .map(|used| match used {
                         Use::Field(field, width) => type_of_field(field, *width),
-                        Use::Numgen => Some(Type { kind: Kind::Number(Order::Host), width: 4 }),
+                        Use::Numgen => Some(Type {
+                            kind: Kind::Number(Order::Host),
+                            width: 4,
+                        }),
                     })
                     .collect::<Option<_>>()?;
                 if !fits(&used) {
@@ -154,7 +160,10 @@ impl Described {
         };
         if uses.is_some_and(|uses| *uses == [Use::Numgen]) {
             // The kernel's number, never turned.
-            types = vec![Type { kind: Kind::Number(Order::Host), width: 4 }];
+            types = vec![Type {
+                kind: Kind::Number(Order::Host),
+                width: 4,
+            }];
         }
         if self.flags & INTERVAL != 0 {
             // Intervals are ordered by memcmp, so numbers are turned to network order for them;
@@ -175,7 +184,10 @@ impl Described {
         let types = self.key_types(uses);
         let narrow = |n: usize| u8::try_from(n).unwrap_or(u8::MAX);
         let key_bytes = match &types {
-            Some(types) => types.iter().map(|t| narrow(t.width.next_multiple_of(4))).collect(),
+            Some(types) => types
+                .iter()
+                .map(|t| narrow(t.width.next_multiple_of(4)))
+                .collect(),
             None => vec![narrow(self.key_length)],
         };
         let unread = if self.dynamic() {
@@ -217,7 +229,10 @@ impl Described {
             [7 | 8] => address(bytes).map(|address| Data::Endpoint(address, None)),
             [kind @ (7 | 8), 13] => {
                 let width = if *kind == 7 { 4 } else { 16 };
-                match (bytes.get(..width).and_then(address), bytes.get(width..width + 2)) {
+                match (
+                    bytes.get(..width).and_then(address),
+                    bytes.get(width..width + 2),
+                ) {
                     (Some(address), Some(port)) => {
                         Some(Data::Endpoint(address, Some(super::attributes::be16(port))))
                     }
@@ -230,7 +245,9 @@ impl Described {
                     Some(Kind::Number(order)) => Some(order),
                     _ => None,
                 };
-                order.and_then(|order| number(bytes, order)).map(Data::Number)
+                order
+                    .and_then(|order| number(bytes, order))
+                    .map(Data::Number)
             }
             _ => None,
         };
@@ -269,7 +286,11 @@ pub(super) fn read_elements(
             whole = false;
             continue;
         }
-        let key_end = if a[10].is_empty() { None } else { Some(data(a[10]).to_vec()) };
+        let key_end = if a[10].is_empty() {
+            None
+        } else {
+            Some(data(a[10]).to_vec())
+        };
         out.push(RawElement {
             key,
             key_end,

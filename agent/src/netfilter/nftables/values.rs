@@ -60,7 +60,11 @@ pub(super) fn datatype(number: u32) -> Option<Type> {
 /// The datatypes in a `NFTA_SET_KEY_TYPE` or `NFTA_SET_DATA_TYPE`, six bits each, first field in
 /// the highest bits.
 pub(super) fn datatypes(packed: u32) -> Vec<u32> {
-    (0..6).rev().map(|i| (packed >> (6 * i)) & 0x3f).skip_while(|n| *n == 0).collect()
+    (0..6)
+        .rev()
+        .map(|i| (packed >> (6 * i)) & 0x3f)
+        .skip_while(|n| *n == 0)
+        .collect()
 }
 
 /// The type in which a packet's field is kept in a set without a known key type.
@@ -77,11 +81,9 @@ pub(super) fn type_of_field(field: &Field, width: usize) -> Option<Type> {
         | Field::Nfproto
         | Field::EtherType
         | Field::PacketType => Kind::Number(Order::Big),
-        Field::Mark
-        | Field::CtState
-        | Field::CtStatus
-        | Field::SaddrType
-        | Field::DaddrType => Kind::Number(Order::Host),
+        Field::Mark | Field::CtState | Field::CtStatus | Field::SaddrType | Field::DaddrType => {
+            Kind::Number(Order::Host)
+        }
         Field::Iifname | Field::Oifname => Kind::Name,
         Field::Other(_) => return None,
     };
@@ -106,7 +108,9 @@ pub(super) fn address(bytes: &[u8]) -> Option<IpAddr> {
     if let Ok(v4) = <[u8; 4]>::try_from(bytes) {
         return Some(Ipv4Addr::from(v4).into());
     }
-    <[u8; 16]>::try_from(bytes).ok().map(|v6| Ipv6Addr::from(v6).into())
+    <[u8; 16]>::try_from(bytes)
+        .ok()
+        .map(|v6| Ipv6Addr::from(v6).into())
 }
 
 /// One value of that type; `Bytes` where they do not fit it.

@@ -48,7 +48,11 @@ pub(super) type Plain<'p> = Vec<Leaf<'p>>;
 pub(super) enum Answer<'p> {
     Plain(Plain<'p>),
     /// One answer for sources in the ranges, another for the rest.
-    Ranged { ranges: Vec<IpNet>, inside: Plain<'p>, outside: Plain<'p> },
+    Ranged {
+        ranges: Vec<IpNet>,
+        inside: Plain<'p>,
+        outside: Plain<'p>,
+    },
     Unknown(Arc<str>),
 }
 
@@ -72,20 +76,24 @@ impl<'p> Answer<'p> {
             }
             count += 1;
             let scaled = |leaves: Plain<'p>| {
-                leaves.into_iter().map(move |l| Leaf { weight: l.weight * weight, ..l })
+                leaves.into_iter().map(move |l| Leaf {
+                    weight: l.weight * weight,
+                    ..l
+                })
             };
             match part {
                 Answer::Unknown(why) => return Answer::Unknown(why),
                 Answer::Plain(leaves) => plain.extend(scaled(leaves)),
-                Answer::Ranged { ranges, inside, outside } => {
+                Answer::Ranged {
+                    ranges,
+                    inside,
+                    outside,
+                } => {
                     ranged_count += 1;
                     match &mut ranged {
                         None => {
-                            ranged = Some((
-                                ranges,
-                                scaled(inside).collect(),
-                                scaled(outside).collect(),
-                            ));
+                            ranged =
+                                Some((ranges, scaled(inside).collect(), scaled(outside).collect()));
                         }
                         Some((known, all_in, all_out)) if *known == ranges => {
                             all_in.extend(scaled(inside));
@@ -98,9 +106,11 @@ impl<'p> Answer<'p> {
         }
         match ranged {
             None => Answer::Plain(plain),
-            Some((ranges, inside, outside)) if ranged_count == count => {
-                Answer::Ranged { ranges, inside, outside }
-            }
+            Some((ranges, inside, outside)) if ranged_count == count => Answer::Ranged {
+                ranges,
+                inside,
+                outside,
+            },
             Some(_) => Answer::unknown(BY_SOURCE),
         }
     }
@@ -108,15 +118,28 @@ impl<'p> Answer<'p> {
     /// Two answers of which an unknown condition picks one.
     pub fn either(why: Arc<str>, yes: Answer<'p>, no: Answer<'p>) -> Self {
         use Answer::{Plain, Ranged, Unknown};
-        let differ = |a: Masquerade, b: Masquerade, _: &End| if a == b { a } else { Masquerade::Unknown };
+        let differ =
+            |a: Masquerade, b: Masquerade, _: &End| if a == b { a } else { Masquerade::Unknown };
         match (yes, no) {
             (Unknown(w), _) | (_, Unknown(w)) => Unknown(w),
             (Plain(a), Plain(b)) => merged(a, b, differ).map_or(Unknown(why), Plain),
             (
-                Ranged { ranges: r, inside: a, outside: x },
-                Ranged { ranges: s, inside: b, outside: y },
+                Ranged {
+                    ranges: r,
+                    inside: a,
+                    outside: x,
+                },
+                Ranged {
+                    ranges: s,
+                    inside: b,
+                    outside: y,
+                },
             ) if r == s => match (merged(a, b, differ), merged(x, y, differ)) {
-                (Some(inside), Some(outside)) => Ranged { ranges: r, inside, outside },
+                (Some(inside), Some(outside)) => Ranged {
+                    ranges: r,
+                    inside,
+                    outside,
+                },
                 _ => Unknown(why),
             },
             _ => Unknown(why),
@@ -144,35 +167,67 @@ impl<'p> Answer<'p> {
                 let own = |p: &Vec<Leaf>| p.iter().all(|l| l.by != DecidedBy::Foreign);
                 let ranges = sorted(prefixes.to_vec());
                 match (forwards(&a), forwards(&b)) {
-                    (true, false) => Ranged { ranges, inside: a, outside: b },
-                    (false, false) if own(&a) && own(&b) => Ranged { ranges, inside: a, outside: b },
+                    (true, false) => Ranged {
+                        ranges,
+                        inside: a,
+                        outside: b,
+                    },
+                    (false, false) if own(&a) && own(&b) => Ranged {
+                        ranges,
+                        inside: a,
+                        outside: b,
+                    },
                     // A list of those who are kept out: a firewall of somebody else's is not the
                     // Service's list of ranges.
-                    (false, true) if own(&a) => {
-                        Ranged { ranges: complement(&ranges), inside: b, outside: a }
-                    }
+                    (false, true) if own(&a) => Ranged {
+                        ranges: complement(&ranges),
+                        inside: b,
+                        outside: a,
+                    },
                     _ => Answer::unknown(by_rule(&a, &b)),
                 }
             }
-            (Plain(a), Ranged { ranges, inside, outside }) => {
+            (
+                Plain(a),
+                Ranged {
+                    ranges,
+                    inside,
+                    outside,
+                },
+            ) => {
                 if same(&a, &inside) {
                     let mut all = ranges;
                     all.extend(prefixes.iter().copied());
                     match merged(inside, a, |a, b, end| masquerade(b, a, end)) {
-                        Some(inside) => {
-                            Ranged { ranges: sorted(all), inside, outside }
-                        }
+                        Some(inside) => Ranged {
+                            ranges: sorted(all),
+                            inside,
+                            outside,
+                        },
                         None => Answer::unknown(BY_SOURCE),
                     }
                 } else if same(&a, &outside)
-                    && ranges.iter().all(|r| prefixes.iter().all(|p| !super::source::overlap(p, r)))
+                    && ranges
+                        .iter()
+                        .all(|r| prefixes.iter().all(|p| !super::source::overlap(p, r)))
                 {
-                    Ranged { ranges, inside, outside }
+                    Ranged {
+                        ranges,
+                        inside,
+                        outside,
+                    }
                 } else {
                     Answer::unknown(BY_SOURCE)
                 }
             }
-            (Ranged { ranges, inside, outside }, Plain(b)) if same(&b, &outside) => {
+            (
+                Ranged {
+                    ranges,
+                    inside,
+                    outside,
+                },
+                Plain(b),
+            ) if same(&b, &outside) => {
                 let mut both: Vec<IpNet> = Vec::new();
                 for r in &ranges {
                     for p in prefixes.iter() {
@@ -183,13 +238,29 @@ impl<'p> Answer<'p> {
                         }
                     }
                 }
-                Ranged { ranges: sorted(both), inside, outside }
+                Ranged {
+                    ranges: sorted(both),
+                    inside,
+                    outside,
+                }
             }
             (
-                Ranged { ranges: r, inside: a, outside: x },
-                Ranged { ranges: s, inside: b, outside: y },
+                Ranged {
+                    ranges: r,
+                    inside: a,
+                    outside: x,
+                },
+                Ranged {
+                    ranges: s,
+                    inside: b,
+                    outside: y,
+                },
             ) if r == s => match (merged(a, b, masquerade), merged(x, y, masquerade)) {
-                (Some(inside), Some(outside)) => Ranged { ranges: r, inside, outside },
+                (Some(inside), Some(outside)) => Ranged {
+                    ranges: r,
+                    inside,
+                    outside,
+                },
                 _ => Answer::unknown(BY_SOURCE),
             },
             _ => Answer::unknown(BY_SOURCE),
@@ -246,7 +317,9 @@ fn same(a: &Plain, b: &Plain) -> bool {
     }
     let (a, b) = (tidy(a.clone()), tidy(b.clone()));
     a.len() == b.len()
-        && a.iter().zip(&b).all(|(a, b)| a.end == b.end && (a.weight - b.weight).abs() < 1e-9)
+        && a.iter()
+            .zip(&b)
+            .all(|(a, b)| a.end == b.end && (a.weight - b.weight).abs() < 1e-9)
 }
 
 /// Both as one, where they are the same but for masquerade.

@@ -31,7 +31,10 @@ pub(super) struct Named {
 
 impl Named {
     pub fn of(program: &Program<'_>, family: Family) -> Named {
-        let mut named = Named { family: Some(family), ..Named::default() };
+        let mut named = Named {
+            family: Some(family),
+            ..Named::default()
+        };
         for (c, chain) in program.chains.iter().enumerate() {
             for rule in &chain.chain.rules {
                 for op in &rule.ops {
@@ -83,7 +86,12 @@ impl Named {
             }
             (None, None, None) => {
                 for op in ops {
-                    if let Op::Match(Match { field: Field::Daddr, any_of, negated: false, .. }) = op
+                    if let Op::Match(Match {
+                        field: Field::Daddr,
+                        any_of,
+                        negated: false,
+                        ..
+                    }) = op
                     {
                         for v in any_of {
                             if let Value::Prefix(p) = v {
@@ -147,8 +155,11 @@ impl Named {
 
     /// The frontends; node ports on every address of the node's links but those of `kube-ipvs0`.
     pub fn frontends(&self, node: &NodeView) -> BTreeSet<Frontend> {
-        let mut all: BTreeSet<Frontend> =
-            self.points.iter().map(|&(a, protocol, port)| Frontend::port(a, protocol, port)).collect();
+        let mut all: BTreeSet<Frontend> = self
+            .points
+            .iter()
+            .map(|&(a, protocol, port)| Frontend::port(a, protocol, port))
+            .collect();
         for a in node.addresses.iter().filter(|a| &*a.link != "kube-ipvs0") {
             if Some(Family::of(a.address)) != self.family {
                 continue;
@@ -172,7 +183,11 @@ impl Named {
         local: &dyn Fn(IpAddr) -> bool,
     ) -> Option<(IpAddr, Protocol, u16)> {
         match frontend {
-            Frontend::Port { address, protocol, port } => Some((address, protocol, port)),
+            Frontend::Port {
+                address,
+                protocol,
+                port,
+            } => Some((address, protocol, port)),
             Frontend::Address(a) => Some((a, Protocol::Tcp, self.free_port())),
             Frontend::Prefix(p) => {
                 let free = |a: &IpAddr| {
@@ -193,7 +208,10 @@ impl Named {
     }
 
     fn free_port(&self) -> u16 {
-        (2..=u16::MAX).rev().find(|p| !self.any_port.contains(p)).unwrap_or(1)
+        (2..=u16::MAX)
+            .rev()
+            .find(|p| !self.any_port.contains(p))
+            .unwrap_or(1)
     }
 }
 

@@ -76,7 +76,11 @@ struct State<'a, 'p> {
 /// A branch that was walked already and waits for the rest.
 enum Pending<'p> {
     Chance(f64, Answer<'p>),
-    Source { prefixes: Prefixes, negated: bool, yes: Answer<'p> },
+    Source {
+        prefixes: Prefixes,
+        negated: bool,
+        yes: Answer<'p>,
+    },
     Unknown(Arc<str>, Answer<'p>),
 }
 
@@ -119,13 +123,23 @@ impl<'a, 'p> Walker<'a, 'p> {
         source: &'a Source,
         local: &'a dyn Fn(IpAddr) -> bool,
     ) -> Self {
-        Walker { program, source, local, forks: 0, affinity: Vec::new(), passed: None }
+        Walker {
+            program,
+            source,
+            local,
+            forks: 0,
+            affinity: Vec::new(),
+            passed: None,
+        }
     }
 
     /// What a new connection to this point gets.
     pub fn walk(&mut self, daddr: IpAddr, protocol: u8, dport: u16) -> Answer<'p> {
-        let start =
-            if self.source.from_node { HookPoint::Output } else { HookPoint::Prerouting };
+        let start = if self.source.from_node {
+            HookPoint::Output
+        } else {
+            HookPoint::Prerouting
+        };
         let state = State {
             daddr,
             dport,
@@ -191,13 +205,19 @@ impl<'a, 'p> Walker<'a, 'p> {
         let list = self.program.base(point);
         while let Some(&chain) = list.get(st.next_base) {
             st.next_base += 1;
-            let Some(hook) = self.program.chains[chain].chain.hook else { continue };
+            let Some(hook) = self.program.chains[chain].chain.hook else {
+                continue;
+            };
             if st.stage == Stage::Delivered && hook.kind != ChainType::Nat {
                 continue;
             }
             if hook.kind == ChainType::Nat {
                 let destination = matches!(point, HookPoint::Prerouting | HookPoint::Output);
-                let done = if destination { st.destination_done } else { st.source_done };
+                let done = if destination {
+                    st.destination_done
+                } else {
+                    st.source_done
+                };
                 if done || st.untracked {
                     continue;
                 }
@@ -260,13 +280,20 @@ impl<'a, 'p> Walker<'a, 'p> {
         let (end, by) = match st.translated {
             Some(place) => (
                 End::Forward(SocketAddr::new(st.daddr, st.dport)),
-                if place.own { DecidedBy::Datapath } else { DecidedBy::Foreign },
+                if place.own {
+                    DecidedBy::Datapath
+                } else {
+                    DecidedBy::Foreign
+                },
             ),
             None if st.caught.is_some() => (End::None, DecidedBy::Foreign),
             None => (End::None, DecidedBy::Nobody),
         };
         let trail = match (st.translated, st.caught) {
-            (None, Some(place)) => Some(Rc::new(Trail { place, before: None })),
+            (None, Some(place)) => Some(Rc::new(Trail {
+                place,
+                before: None,
+            })),
             _ => st.trail.clone(),
         };
         self.leaf(st, end, by, trail)
@@ -275,8 +302,15 @@ impl<'a, 'p> Walker<'a, 'p> {
     /// A rule or a policy ended the packet's way.
     fn ended(&mut self, st: &State<'a, 'p>, end: End, place: Place<'p>) -> Answer<'p> {
         self.note(st, place, None);
-        let by = if place.own { DecidedBy::Datapath } else { DecidedBy::Foreign };
-        let trail = Some(Rc::new(Trail { place, before: st.trail.clone() }));
+        let by = if place.own {
+            DecidedBy::Datapath
+        } else {
+            DecidedBy::Foreign
+        };
+        let trail = Some(Rc::new(Trail {
+            place,
+            before: st.trail.clone(),
+        }));
         self.leaf(st, end, by, trail)
     }
 
@@ -290,7 +324,11 @@ impl<'a, 'p> Walker<'a, 'p> {
         Answer::Plain(vec![Leaf {
             end,
             weight: 1.0,
-            masquerade: if st.masquerade { Masquerade::Always } else { Masquerade::Never },
+            masquerade: if st.masquerade {
+                Masquerade::Always
+            } else {
+                Masquerade::Never
+            },
             by,
             trail,
             translated: st.translated,
@@ -306,7 +344,9 @@ impl<'a, 'p> Walker<'a, 'p> {
         from: usize,
         pending: &mut Vec<Pending<'p>>,
     ) -> Flow<'p> {
-        let Some(chain) = st.frames.last().map(|f| f.chain) else { return Flow::On };
+        let Some(chain) = st.frames.last().map(|f| f.chain) else {
+            return Flow::On;
+        };
         let program = self.program;
         let Some(rule) = program.chains[chain].chain.rules.get(index as usize) else {
             return Flow::On;
@@ -333,7 +373,12 @@ impl<'a, 'p> Walker<'a, 'p> {
                     }
                 },
                 Op::VerdictMap(l) => return self.verdict_map(st, chain, index, l, pending),
-                Op::NumgenVerdictMap { modulus, offset, map, .. } => {
+                Op::NumgenVerdictMap {
+                    modulus,
+                    offset,
+                    map,
+                    ..
+                } => {
                     return self.numgen(st, chain, index, (*modulus, *offset), map, pending, false);
                 }
                 Op::Probability { numerator } => {
@@ -418,19 +463,28 @@ impl<'a, 'p> Walker<'a, 'p> {
         }
         self.forks += 1;
         if self.forks > FORKS_PER_ROW {
-            return Flow::End(Answer::unknown("too many forks: the rules depend on too much"));
+            return Flow::End(Answer::unknown(
+                "too many forks: the rules depend on too much",
+            ));
         }
         let mut yes = st.clone();
         match truth {
             Truth::Source(prefixes) => {
                 let ranges = self.ranges(st);
                 for (state, inside) in [(&mut yes, !negated), (&mut *st, negated)] {
-                    let known =
-                        if ranges { &mut state.in_ranges } else { &mut state.constraints };
+                    let known = if ranges {
+                        &mut state.in_ranges
+                    } else {
+                        &mut state.constraints
+                    };
                     known.add(prefixes.clone(), inside);
                 }
                 let yes = self.go(yes, Some((index, op + 1)));
-                pending.push(Pending::Source { prefixes, negated, yes });
+                pending.push(Pending::Source {
+                    prefixes,
+                    negated,
+                    yes,
+                });
             }
             Truth::Unknown(why) => {
                 if let Some((field, value)) = link {
@@ -492,7 +546,11 @@ impl<'a, 'p> Walker<'a, 'p> {
                 _ => None,
             }));
         }
-        self.affinity.push(AffinityRule { list: list.clone(), seconds, backends });
+        self.affinity.push(AffinityRule {
+            list: list.clone(),
+            seconds,
+            backends,
+        });
     }
 
     fn verdict(
@@ -546,7 +604,10 @@ impl<'a, 'p> Walker<'a, 'p> {
                     _ => (st.trail.clone(), st.mark),
                 };
                 if st.translated.is_none() {
-                    st.trail = Some(Rc::new(Trail { place, before: st.trail.take() }));
+                    st.trail = Some(Rc::new(Trail {
+                        place,
+                        before: st.trail.take(),
+                    }));
                 }
                 self.enter(st, target);
                 if let Some(frame) = st.frames.last_mut() {
@@ -568,9 +629,16 @@ impl<'a, 'p> Walker<'a, 'p> {
     ) -> Flow<'p> {
         let place = self.program.place(chain, Some(index));
         let Some(set) = self.program.set(chain, &lookup.set) else {
-            return Flow::End(Answer::unknown(format!("a map that was not read: {}", lookup.set)));
+            return Flow::End(Answer::unknown(format!(
+                "a map that was not read: {}",
+                lookup.set
+            )));
         };
-        let at = |i: usize| Place { element: Some((set.set, i)), fields: &lookup.key, ..place };
+        let at = |i: usize| Place {
+            element: Some((set.set, i)),
+            fields: &lookup.key,
+            ..place
+        };
         let found = match self.key(st, &lookup.key) {
             Ok((key, source)) => set.find(&key, source),
             Err(why) => {
@@ -581,11 +649,16 @@ impl<'a, 'p> Walker<'a, 'p> {
             Found::Missing => Flow::On,
             Found::Element(i) => match &set.set.elements[i].data {
                 Some(Data::Verdict(v)) => self.verdict(st, chain, at(i), v),
-                _ => Flow::End(Answer::unknown(format!("not a verdict: {}", at(i).evidence()))),
+                _ => Flow::End(Answer::unknown(format!(
+                    "not a verdict: {}",
+                    at(i).evidence()
+                ))),
             },
             Found::BySource(all) => {
                 for (prefix, i) in all.iter() {
-                    let Some(Data::Verdict(v)) = &set.set.elements[*i].data else { continue };
+                    let Some(Data::Verdict(v)) = &set.set.elements[*i].data else {
+                        continue;
+                    };
                     let prefixes: Prefixes = Rc::from([*prefix]);
                     match self.source_in(st, &prefixes) {
                         Truth::No => {}
@@ -602,7 +675,11 @@ impl<'a, 'p> Walker<'a, 'p> {
                                 Flow::End(answer) => answer,
                                 Flow::On => self.go(yes, None),
                             };
-                            pending.push(Pending::Source { prefixes, negated: false, yes });
+                            pending.push(Pending::Source {
+                                prefixes,
+                                negated: false,
+                                yes,
+                            });
                         }
                     }
                 }
@@ -650,7 +727,10 @@ impl<'a, 'p> Walker<'a, 'p> {
         for (e, n) in shares {
             let p = f64::from(n) / left;
             left -= f64::from(n);
-            let at = Place { element: Some((set.set, e)), ..place };
+            let at = Place {
+                element: Some((set.set, e)),
+                ..place
+            };
             let mut branch = st.clone();
             self.note(&branch, at, Some(f64::from(n) / f64::from(modulus)));
             let answer = match (&set.set.elements[e].data, nat) {
@@ -684,9 +764,12 @@ impl<'a, 'p> Walker<'a, 'p> {
                 self.translated(st, place, *address, *port);
                 Flow::On
             }
-            NatTarget::NumgenMap { modulus, offset, map, .. } => {
-                self.numgen(st, chain, index, (*modulus, *offset), map, pending, true)
-            }
+            NatTarget::NumgenMap {
+                modulus,
+                offset,
+                map,
+                ..
+            } => self.numgen(st, chain, index, (*modulus, *offset), map, pending, true),
             NatTarget::Map(lookup) => {
                 let Some(set) = self.program.set(chain, &lookup.set) else {
                     return Flow::End(Answer::unknown(format!(
@@ -745,16 +828,27 @@ impl<'a, 'p> Walker<'a, 'p> {
         st.dport = port.unwrap_or(st.dport);
         st.translated = Some(place);
         st.destination_done = true;
-        st.trail = Some(Rc::new(Trail { place, before: st.trail.take() }));
+        st.trail = Some(Rc::new(Trail {
+            place,
+            before: st.trail.take(),
+        }));
         st.frames.clear();
     }
 
     fn ranges(&self, st: &State<'a, 'p>) -> bool {
-        st.frames.last().is_some_and(|f| self.program.chains[f.chain].ranges)
+        st.frames
+            .last()
+            .is_some_and(|f| self.program.chains[f.chain].ranges)
     }
 
     fn source_in(&self, st: &State<'a, 'p>, prefixes: &Prefixes) -> Truth {
-        decide(self.source, &st.constraints, &st.in_ranges, self.ranges(st), prefixes)
+        decide(
+            self.source,
+            &st.constraints,
+            &st.in_ranges,
+            self.ranges(st),
+            prefixes,
+        )
     }
 
     /// Decides a condition.
@@ -784,7 +878,10 @@ impl<'a, 'p> Walker<'a, 'p> {
             }
             Field::Iifname | Field::Oifname => self.link(st, m),
             Field::Sport if self.source.port.is_none() => {
-                if m.any_of.iter().any(|v| matches!(v, Value::Number(0, b) if *b >= 65_535)) {
+                if m.any_of
+                    .iter()
+                    .any(|v| matches!(v, Value::Number(0, b) if *b >= 65_535))
+                {
                     Truth::Yes
                 } else {
                     Truth::Unknown("depends on the source port".into())
@@ -842,14 +939,24 @@ impl<'a, 'p> Walker<'a, 'p> {
     }
 
     fn leaves_by(&self, st: &State<'a, 'p>, name: &str, prefix: bool) -> Truth {
-        let fits = |link: &str| if prefix { link.starts_with(name) } else { link == name };
+        let fits = |link: &str| {
+            if prefix {
+                link.starts_with(name)
+            } else {
+                link == name
+            }
+        };
         match st.stage {
             Stage::At(HookPoint::Output | HookPoint::Postrouting) if (self.local)(st.daddr) => {
                 Truth::of(fits("lo"))
             }
             Stage::Delivered
             | Stage::At(HookPoint::Output | HookPoint::Postrouting | HookPoint::Forward) => {
-                if !prefix && name == "lo" { Truth::No } else { unknown_link(name) }
+                if !prefix && name == "lo" {
+                    Truth::No
+                } else {
+                    unknown_link(name)
+                }
             }
             _ => Truth::of(fits("")),
         }
@@ -872,16 +979,24 @@ impl<'a, 'p> Walker<'a, 'p> {
             Field::Mark => number(st.mark.into()),
             Field::CtState => number(if st.untracked { CT_UNTRACKED } else { CT_NEW }),
             Field::CtStatus => {
-                let dnat = if st.translated.is_some() { IPS_DST_NAT } else { 0 };
+                let dnat = if st.translated.is_some() {
+                    IPS_DST_NAT
+                } else {
+                    0
+                };
                 let snat = if st.masquerade { IPS_SRC_NAT } else { 0 };
                 number(dnat | snat)
             }
-            Field::SaddrType => {
-                number(if self.source.from_node { RTN_LOCAL } else { RTN_UNICAST })
-            }
-            Field::DaddrType => {
-                number(if (self.local)(st.daddr) { RTN_LOCAL } else { RTN_UNICAST })
-            }
+            Field::SaddrType => number(if self.source.from_node {
+                RTN_LOCAL
+            } else {
+                RTN_UNICAST
+            }),
+            Field::DaddrType => number(if (self.local)(st.daddr) {
+                RTN_LOCAL
+            } else {
+                RTN_UNICAST
+            }),
             Field::PacketType => number(0),
             Field::Iifname if matches!(st.stage, Stage::Again(_)) => Ok(Part::Name("lo".into())),
             Field::Iifname if self.source.from_node => Ok(Part::Name("".into())),
@@ -941,7 +1056,11 @@ impl<'a, 'p> Walker<'a, 'p> {
                 Stage::At(h) | Stage::Again(h) => Some(h),
                 Stage::Delivered | Stage::Through => None,
             };
-            passed.push(Passed { hook, place, chance });
+            passed.push(Passed {
+                hook,
+                place,
+                chance,
+            });
         }
     }
 }
@@ -965,12 +1084,16 @@ fn fold<'p>(mut pending: Vec<Pending<'p>>, end: Answer<'p>) -> Answer<'p> {
     let mut end = end;
     while let Some(last) = pending.pop() {
         end = match last {
-            Pending::Source { prefixes, negated: false, yes } => {
-                Answer::by_source(&prefixes, yes, end)
-            }
-            Pending::Source { prefixes, negated: true, yes } => {
-                Answer::by_source(&prefixes, end, yes)
-            }
+            Pending::Source {
+                prefixes,
+                negated: false,
+                yes,
+            } => Answer::by_source(&prefixes, yes, end),
+            Pending::Source {
+                prefixes,
+                negated: true,
+                yes,
+            } => Answer::by_source(&prefixes, end, yes),
             Pending::Unknown(why, yes) => Answer::either(why, yes, end),
             Pending::Chance(p, yes) => {
                 // All splits in a row at once: the first decides over the rest.

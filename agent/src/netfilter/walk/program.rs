@@ -3,8 +3,8 @@
 use super::Owner;
 use super::source::is_host;
 use crate::netfilter::ruleset::{
-    Chain, Data, Element, Field, HookPoint, Lookup, Match, NatTarget, Op, Rule, Ruleset, Set, Table,
-    TableFamily, Value, Verdict,
+    Chain, Data, Element, Field, HookPoint, Lookup, Match, NatTarget, Op, Rule, Ruleset, Set,
+    Table, TableFamily, Value, Verdict,
 };
 use model::address::Family;
 use model::finding::Evidence;
@@ -59,7 +59,9 @@ impl<'p> Place<'p> {
 
     /// As the proof that a report shows.
     pub fn evidence(&self) -> Evidence {
-        let text = self.element().map(|e| Arc::from(element_text(e, self.fields)));
+        let text = self
+            .element()
+            .map(|e| Arc::from(element_text(e, self.fields)));
         // A named map is where the element stands; an anonymous one stands in its rule.
         let named = self.element.map(|(s, _)| s).filter(|s| !s.anonymous);
         Evidence {
@@ -83,7 +85,9 @@ impl<'p> Place<'p> {
                 _ => "maps to something else".to_string(),
             };
         }
-        let Some(rule) = self.rule else { return "policy drop".to_string() };
+        let Some(rule) = self.rule else {
+            return "policy drop".to_string();
+        };
         for op in rule.ops.iter().rev() {
             match op {
                 Op::Verdict(v) => return verdict_says(v),
@@ -142,7 +146,12 @@ pub(super) fn element_text(e: &Element, fields: &[Field]) -> String {
     let mut text = if e.catch_all {
         "*".to_string()
     } else {
-        e.key.iter().enumerate().map(|(i, v)| part(i, v)).collect::<Vec<_>>().join(" . ")
+        e.key
+            .iter()
+            .enumerate()
+            .map(|(i, v)| part(i, v))
+            .collect::<Vec<_>>()
+            .join(" . ")
     };
     if let Some(c) = &e.comment {
         text.push_str(&format!(" comment \"{}\"", c.escape_debug()));
@@ -232,7 +241,11 @@ impl<'p> WalkChain<'p> {
     /// The rules that may match a packet to this point.
     pub fn candidates(&self, address: IpAddr, protocol: u8, port: u16) -> Candidates<'_> {
         fn list<K: std::hash::Hash + Eq>(map: &HashMap<K, Vec<u32>>, key: K) -> &[u32] {
-            if map.is_empty() { &[] } else { map.get(&key).map_or(&[], |v| v) }
+            if map.is_empty() {
+                &[]
+            } else {
+                map.get(&key).map_or(&[], |v| v)
+            }
         }
         Candidates {
             lists: [
@@ -258,20 +271,23 @@ impl Demand {
         let mut d = Demand::default();
         for op in &rule.ops {
             match op {
-                Op::Match(Match { field, mask: None, any_of, negated: false }) => {
-                    match (field, &any_of[..]) {
-                        (Field::Daddr, [Value::Prefix(p)]) if is_host(p) => {
-                            d.address.get_or_insert(p.addr());
-                        }
-                        (Field::L4proto, [Value::Number(a, b)]) if a == b => {
-                            d.protocol = d.protocol.or(u8::try_from(*a).ok());
-                        }
-                        (Field::Dport, [Value::Number(a, b)]) if a == b => {
-                            d.port = d.port.or(u16::try_from(*a).ok());
-                        }
-                        _ => {}
+                Op::Match(Match {
+                    field,
+                    mask: None,
+                    any_of,
+                    negated: false,
+                }) => match (field, &any_of[..]) {
+                    (Field::Daddr, [Value::Prefix(p)]) if is_host(p) => {
+                        d.address.get_or_insert(p.addr());
                     }
-                }
+                    (Field::L4proto, [Value::Number(a, b)]) if a == b => {
+                        d.protocol = d.protocol.or(u8::try_from(*a).ok());
+                    }
+                    (Field::Dport, [Value::Number(a, b)]) if a == b => {
+                        d.port = d.port.or(u16::try_from(*a).ok());
+                    }
+                    _ => {}
+                },
                 Op::Match(_)
                 | Op::Lookup(_)
                 | Op::Probability { .. }
@@ -353,14 +369,18 @@ impl<'p> WalkSet<'p> {
             return Found::Unknown("a look-up by source with a catch-all element");
         }
         let mut index = self.by_rest.borrow_mut();
-        let index = index.entry(position).or_insert_with(|| self.index_by_rest(position));
+        let index = index
+            .entry(position)
+            .or_insert_with(|| self.index_by_rest(position));
         // A key that no index can hold: an element not understood, or ranges in other fields.
         if index.contains_key(&NO_KEY) && self.set.elements.iter().any(|e| e.key.len() > 1) {
             return Found::Unknown("elements of the set are ranges in several fields");
         }
         let mut rest = key.clone();
         rest[position] = Part::None;
-        index.get(&rest).map_or(Found::Missing, |all| Found::BySource(all.clone()))
+        index
+            .get(&rest)
+            .map_or(Found::Missing, |all| Found::BySource(all.clone()))
     }
 
     fn index_by_rest(&self, position: usize) -> SourceIndex {
@@ -372,7 +392,10 @@ impl<'p> WalkSet<'p> {
                 _ => continue,
             };
             let rest = exact_key(&e.key, Some(position)).unwrap_or(NO_KEY);
-            index.entry(rest).or_default().extend(prefixes.into_iter().map(|p| (p, i)));
+            index
+                .entry(rest)
+                .or_default()
+                .extend(prefixes.into_iter().map(|p| (p, i)));
         }
         index.into_iter().map(|(k, v)| (k, Rc::new(v))).collect()
     }
@@ -451,7 +474,13 @@ impl<'p> Program<'p> {
                 let ranges = own && owner.filters_sources(&chain.name);
                 p.chains.push(WalkChain::new(t, chain, own, ranges));
             }
-            p.sets.push(table.sets.iter().map(|(n, s)| (&**n, WalkSet::new(s))).collect());
+            p.sets.push(
+                table
+                    .sets
+                    .iter()
+                    .map(|(n, s)| (&**n, WalkSet::new(s)))
+                    .collect(),
+            );
         }
         let chains = &p.chains;
         for list in p.base.values_mut() {
@@ -468,7 +497,10 @@ impl<'p> Program<'p> {
     /// The chain of that name in the same table.
     pub fn target(&self, from: usize, name: &str) -> Option<usize> {
         let t = self.chains[from].table;
-        self.tables[t].chain_index.get(name).map(|i| self.first[t] + i)
+        self.tables[t]
+            .chain_index
+            .get(name)
+            .map(|i| self.first[t] + i)
     }
 
     /// The set of that name in the chain's table.

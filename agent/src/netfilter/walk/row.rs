@@ -9,9 +9,7 @@ use model::address::Frontend;
 use model::finding::Evidence;
 use model::limits::EVIDENCE_PER_ROW;
 use model::name::ServicePortName;
-use model::table::{
-    Action, Affinity, Backend, DecidedBy, Forwarding, Observed, SourceRanges,
-};
+use model::table::{Action, Affinity, Backend, DecidedBy, Forwarding, Observed, SourceRanges};
 use std::rc::Rc;
 
 /// Anything but a packet left alone?
@@ -37,14 +35,20 @@ pub(super) fn observed(
             };
         }
         Answer::Plain(leaves) => (leaves, None),
-        Answer::Ranged { ranges, inside, outside } => (inside, Some((ranges, outside))),
+        Answer::Ranged {
+            ranges,
+            inside,
+            outside,
+        } => (inside, Some((ranges, outside))),
     };
     let mut row = plain(inside, affinity, owner);
     if let Some((ranges, outside)) = ranges {
         let other = plain(outside, affinity, owner);
         // A wildcard row shows its ranges like any other.
-        row.forwarding.source_ranges =
-            Some(SourceRanges { ranges, otherwise: other.forwarding.action });
+        row.forwarding.source_ranges = Some(SourceRanges {
+            ranges,
+            otherwise: other.forwarding.action,
+        });
         if other.decided_by == DecidedBy::Foreign {
             row.decided_by = DecidedBy::Foreign;
         }
@@ -73,8 +77,9 @@ fn plain(leaves: Plain<'_>, affinity: &[AffinityRule], owner: &dyn Owner) -> Obs
     } else {
         DecidedBy::Nobody
     };
-    let (forward, rest): (Vec<&Leaf>, Vec<&Leaf>) =
-        leaves.iter().partition(|l| matches!(l.end, End::Forward(_)));
+    let (forward, rest): (Vec<&Leaf>, Vec<&Leaf>) = leaves
+        .iter()
+        .partition(|l| matches!(l.end, End::Forward(_)));
     let mut evidence = common(&leaves);
     if forward.is_empty() {
         let action = match &rest[..] {
@@ -113,16 +118,22 @@ fn plain(leaves: Plain<'_>, affinity: &[AffinityRule], owner: &dyn Owner) -> Obs
             },
             |t| t.place.evidence(),
         );
-        e.says = format!("{:.1} % of new connections are {what}: {}", lost.weight * 100.0, e.says)
-            .trim_end_matches([':', ' '])
-            .into();
+        e.says = format!(
+            "{:.1} % of new connections are {what}: {}",
+            lost.weight * 100.0,
+            e.says
+        )
+        .trim_end_matches([':', ' '])
+        .into();
         evidence.insert(0, e);
     }
     evidence.truncate(EVIDENCE_PER_ROW);
     let mut backends = Vec::with_capacity(forward.len());
     let mut backend_evidence = Vec::with_capacity(forward.len());
     for leaf in &forward {
-        let End::Forward(address) = leaf.end else { continue };
+        let End::Forward(address) = leaf.end else {
+            continue;
+        };
         backends.push(Backend {
             address,
             share: leaf.weight / sum,
@@ -176,7 +187,9 @@ fn kept(forward: &[&Leaf<'_>], rules: &[AffinityRule]) -> Affinity {
             return broken(format!("clients of {to} are not led back to it"));
         }
         match (rule.seconds, seconds) {
-            (None, _) => return broken(format!("clients of {to} are remembered without a timeout")),
+            (None, _) => {
+                return broken(format!("clients of {to} are remembered without a timeout"));
+            }
             (Some(t), None) => seconds = Some(t),
             (Some(t), Some(s)) if t != s => {
                 return broken(format!("two timeouts: {s} s and {t} s"));
@@ -187,7 +200,9 @@ fn kept(forward: &[&Leaf<'_>], rules: &[AffinityRule]) -> Affinity {
     for rule in rules {
         for to in &rule.backends {
             if !forward.iter().any(|l| l.end == End::Forward(*to)) {
-                return broken(format!("remembered clients are led to {to}, new ones are not"));
+                return broken(format!(
+                    "remembered clients are led to {to}, new ones are not"
+                ));
             }
         }
     }
@@ -196,11 +211,17 @@ fn kept(forward: &[&Leaf<'_>], rules: &[AffinityRule]) -> Affinity {
 
 /// The places that all ends have in common, in the packet's order.
 fn common(leaves: &Plain<'_>) -> Vec<Evidence> {
-    let Some(first) = leaves.first() else { return Vec::new() };
+    let Some(first) = leaves.first() else {
+        return Vec::new();
+    };
     let mut shared = places(first);
     for leaf in &leaves[1..] {
         let other = places(leaf);
-        let n = shared.iter().zip(&other).take_while(|(a, b)| a == b).count();
+        let n = shared
+            .iter()
+            .zip(&other)
+            .take_while(|(a, b)| a == b)
+            .count();
         shared.truncate(n);
     }
     shared.truncate(EVIDENCE_PER_ROW);
@@ -238,6 +259,10 @@ fn service(leaf: &Leaf<'_>, owner: &dyn Owner) -> Option<ServicePortName> {
             Some(e) => e.comment.as_deref(),
             None => p.rule.and_then(|r| r.comment.as_deref()),
         };
-        owner.service_of(&Names { chain: &p.chain.name, target, comment })
+        owner.service_of(&Names {
+            chain: &p.chain.name,
+            target,
+            comment,
+        })
     })
 }

@@ -32,7 +32,11 @@ enum Link {
     /// Exactly.
     Named(Arc<str>),
     /// It is, or is not, one that the detector means: a name, or with `true` a prefix of one.
-    Detector { name: Arc<str>, prefix: bool, is: bool },
+    Detector {
+        name: Arc<str>,
+        prefix: bool,
+        is: bool,
+    },
     /// Not at all; not the loopback link.
     Some,
     /// There is none: sent by the node itself.
@@ -87,10 +91,16 @@ impl Source {
             .collect();
         let cidr = detector.cidr(family);
         let detect = |is: bool| match detector {
-            LocalDetector::Bridge(name) => Link::Detector { name: name.clone(), prefix: false, is },
-            LocalDetector::InterfacePrefix(name) => {
-                Link::Detector { name: name.clone(), prefix: true, is }
-            }
+            LocalDetector::Bridge(name) => Link::Detector {
+                name: name.clone(),
+                prefix: false,
+                is,
+            },
+            LocalDetector::InterfacePrefix(name) => Link::Detector {
+                name: name.clone(),
+                prefix: true,
+                is,
+            },
             _ => Link::Some,
         };
         let (addresses, link) = match class {
@@ -99,9 +109,10 @@ impl Source {
                 detect(true),
             ),
             SourceClass::Outside => (Addresses::AllBut(cidr), detect(false)),
-            SourceClass::Node => {
-                (Addresses::OneOf(node_sources(node, family, cidr)), Link::None)
-            }
+            SourceClass::Node => (
+                Addresses::OneOf(node_sources(node, family, cidr)),
+                Link::None,
+            ),
         };
         Source {
             addresses,
@@ -114,7 +125,12 @@ impl Source {
     }
 
     /// A concrete packet; without a link it is sent by the node itself.
-    pub fn exact(address: IpAddr, port: Option<u16>, link: Option<Arc<str>>, node: &NodeView) -> Source {
+    pub fn exact(
+        address: IpAddr,
+        port: Option<u16>,
+        link: Option<Arc<str>>,
+        node: &NodeView,
+    ) -> Source {
         Source {
             addresses: Addresses::OneOf(vec![address]),
             own: node.addresses.iter().map(|a| a.address).collect(),
@@ -138,8 +154,10 @@ impl Source {
     fn class_decides(&self, prefixes: &[IpNet]) -> Option<bool> {
         match &self.addresses {
             Addresses::OneOf(all) => {
-                let inside =
-                    all.iter().filter(|a| prefixes.iter().any(|p| p.contains(*a))).count();
+                let inside = all
+                    .iter()
+                    .filter(|a| prefixes.iter().any(|p| p.contains(*a)))
+                    .count();
                 match inside {
                     0 if !all.is_empty() => Some(false),
                     // Lists of single addresses split the walk even so: what they mean is a client
@@ -156,7 +174,10 @@ impl Source {
             Addresses::Within(cidr) => {
                 if prefixes.iter().any(|p| p.contains(cidr)) {
                     Some(true)
-                } else if prefixes.iter().all(|p| !overlap(p, cidr) || self.nobodys(p)) {
+                } else if prefixes
+                    .iter()
+                    .all(|p| !overlap(p, cidr) || self.nobodys(p))
+                {
                     Some(false)
                 } else {
                     None
@@ -189,16 +210,28 @@ impl Source {
     /// Did the packet come in on a link of this name, or with `prefix` one that starts so?
     /// `looped`: it has left the node by `lo` and comes in again.
     pub fn came_in_on(&self, name: &str, prefix: bool, looped: bool) -> Truth {
-        let fits = |link: &str| if prefix { link.starts_with(name) } else { link == name };
+        let fits = |link: &str| {
+            if prefix {
+                link.starts_with(name)
+            } else {
+                link == name
+            }
+        };
         match &self.link {
             _ if looped => Truth::of(fits("lo")),
             Link::None => Truth::of(fits("")),
             Link::Named(link) => Truth::of(fits(link)),
             _ if !prefix && name == "lo" => Truth::No,
-            Link::Detector { name: link, prefix: p, is } if **link == *name && *p == prefix => {
-                Truth::of(*is)
-            }
-            Link::Detector { name: link, prefix: p, is: true } => {
+            Link::Detector {
+                name: link,
+                prefix: p,
+                is,
+            } if **link == *name && *p == prefix => Truth::of(*is),
+            Link::Detector {
+                name: link,
+                prefix: p,
+                is: true,
+            } => {
                 let known = match (*p, prefix) {
                     // One link, known by name.
                     (false, _) => Some(fits(link)),
@@ -216,7 +249,9 @@ impl Source {
 
 /// The answer of somebody who does not know the link.
 pub(super) fn unknown_link(name: &str) -> Truth {
-    Truth::Unknown(format!("depends on the link that the packet comes in on or leaves by ({name})").into())
+    Truth::Unknown(
+        format!("depends on the link that the packet comes in on or leaves by ({name})").into(),
+    )
 }
 
 /// The addresses a process of the node may send from: not those of `kube-ipvs0`, which routing
@@ -232,7 +267,10 @@ fn node_sources(node: &NodeView, family: Family, cidr: Option<IpNet>) -> Vec<IpA
     let routed = |a: &IpAddr| !a.is_loopback() && !is_link_local(*a);
     let outside = |a: &IpAddr| cidr.is_none_or(|c| !c.contains(a));
     for wanted in [
-        all.iter().copied().filter(|a| routed(a) && outside(a)).collect::<Vec<_>>(),
+        all.iter()
+            .copied()
+            .filter(|a| routed(a) && outside(a))
+            .collect::<Vec<_>>(),
         all.iter().copied().filter(routed).collect(),
     ] {
         if !wanted.is_empty() {
@@ -258,7 +296,11 @@ pub(super) struct Constraints {
 
 impl Constraints {
     pub fn add(&mut self, prefixes: Prefixes, inside: bool) {
-        if inside { self.inside.push(prefixes) } else { self.outside.push(prefixes) }
+        if inside {
+            self.inside.push(prefixes)
+        } else {
+            self.outside.push(prefixes)
+        }
     }
 
     /// What they say about a further condition.
@@ -267,7 +309,10 @@ impl Constraints {
             if known.iter().all(|k| prefixes.iter().any(|p| p.contains(k))) {
                 return Some(true);
             }
-            if known.iter().all(|k| prefixes.iter().all(|p| !overlap(p, k))) {
+            if known
+                .iter()
+                .all(|k| prefixes.iter().all(|p| !overlap(p, k)))
+            {
                 return Some(false);
             }
         }
@@ -294,7 +339,9 @@ pub(super) fn decide(
     let known = if ranges && !source.exact {
         in_ranges.decide(prefixes)
     } else {
-        source.class_decides(prefixes).or_else(|| constraints.decide(prefixes))
+        source
+            .class_decides(prefixes)
+            .or_else(|| constraints.decide(prefixes))
     };
     known.map_or_else(|| Truth::Source(prefixes.clone()), Truth::of)
 }

@@ -44,7 +44,12 @@ fn see_with(
     desired: &[&str],
 ) -> Seen {
     let desired = desired.iter().map(|f| (f.parse().unwrap(), None)).collect();
-    let ask = Ask { desired: &desired, node: &node(), detector, owner };
+    let ask = Ask {
+        desired: &desired,
+        node: &node(),
+        detector,
+        owner,
+    };
     match walk(ruleset, &ask).remove(&Family::V4) {
         Some(Reading::Read(table)) => Seen(table),
         other => panic!("{other:?}"),
@@ -84,7 +89,11 @@ impl Seen {
         }
         if let Some(r) = &f.source_ranges {
             let all: Vec<String> = r.ranges.iter().map(ToString::to_string).collect();
-            text.push_str(&format!(" from {} else {}", all.join(","), r.otherwise.word()));
+            text.push_str(&format!(
+                " from {} else {}",
+                all.join(","),
+                r.otherwise.word()
+            ));
         }
         text
     }
@@ -101,7 +110,11 @@ fn common(seen: &Seen, hairpin_remote: &str, what: &str) {
     };
     assert_eq!(
         seen.all("10.96.10.10:80/TCP"),
-        [web("hairpin", hairpin_remote), web("always", "always"), web("always", "always")],
+        [
+            web("hairpin", hairpin_remote),
+            web("always", "always"),
+            web("always", "always")
+        ],
         "{what}"
     );
     let np = "forward 10.244.1.11:8080=33%,always 10.244.2.21:8080=33%,always \
@@ -136,13 +149,21 @@ fn common(seen: &Seen, hairpin_remote: &str, what: &str) {
     };
     assert_eq!(
         seen.all("10.96.10.15:80/TCP"),
-        [sticky("hairpin", hairpin_remote), sticky("always", "always"), sticky("always", "always")],
+        [
+            sticky("hairpin", hairpin_remote),
+            sticky("always", "always"),
+            sticky("always", "always")
+        ],
         "{what}"
     );
     for f in ["10.96.10.16:80/TCP", "192.168.0.2:30092/TCP"] {
         assert_eq!(seen.all(f), ["reject", "reject", "reject"], "{what} {f}");
     }
-    assert_eq!(seen.all("10.96.10.17:53/UDP"), ["drop", "drop", "drop"], "{what}");
+    assert_eq!(
+        seen.all("10.96.10.17:53/UDP"),
+        ["drop", "drop", "drop"],
+        "{what}"
+    );
     for (f, s) in [
         ("10.96.10.10:80/TCP", "shop/web:http"),
         ("192.168.0.2:30080/TCP", "shop/np"),
@@ -166,9 +187,18 @@ fn iptables_examples() {
     let seen = see(&text::iptables(IPTABLES), &Iptables);
     common(&seen, "hairpin", "iptables");
     // Node ports are served on loopback too; nothing else is named.
-    assert!(seen.line("127.0.0.1:30080/TCP", SourceClass::Node).starts_with("forward"));
+    assert!(
+        seen.line("127.0.0.1:30080/TCP", SourceClass::Node)
+            .starts_with("forward")
+    );
     assert!(!seen.0.rows.keys().any(|(f, _)| f.is_wildcard()));
-    assert!(!seen.0.rows.keys().any(|(f, _)| f.to_string().ends_with(":31000/TCP")));
+    assert!(
+        !seen
+            .0
+            .rows
+            .keys()
+            .any(|(f, _)| f.to_string().ends_with(":31000/TCP"))
+    );
     let row = seen.row("10.96.10.10:80/TCP", SourceClass::Pod);
     let way: Vec<String> = row.evidence.iter().map(ToString::to_string).collect();
     assert_eq!(
@@ -202,21 +232,37 @@ fn nftables_examples_from_1_36() {
         "ip kube-proxy service-ips { 10.96.10.10 . tcp . 80 : goto \
          service-KHN6ECMT-shop/web/tcp/http }: leads to service-KHN6ECMT-shop/web/tcp/http"
     );
-    assert_eq!(row.backend_evidence[1].element.as_deref(), Some("1 : 10.244.2.20 . 8080"));
+    assert_eq!(
+        row.backend_evidence[1].element.as_deref(),
+        Some("1 : 10.244.2.20 . 8080")
+    );
     // `nodeport-ips` holds one address: no node port elsewhere.
-    assert!(!seen.0.rows.keys().any(|(f, _)| f.to_string() == "10.244.1.1:30080/TCP"));
+    assert!(
+        !seen
+            .0
+            .rows
+            .keys()
+            .any(|(f, _)| f.to_string() == "10.244.1.1:30080/TCP")
+    );
 }
 
 fn nftables_wildcards(seen: &Seen) {
     assert_eq!(seen.all("10.96.10.10:*/*"), ["reject", "reject", "reject"]);
     assert_eq!(seen.all("10.96.0.0/12:*/*"), ["drop", "drop", "drop"]);
-    assert_eq!(seen.row("10.96.10.10:*/*", SourceClass::Pod).forwarding.service, None);
+    assert_eq!(
+        seen.row("10.96.10.10:*/*", SourceClass::Pod)
+            .forwarding
+            .service,
+        None
+    );
 }
 
 /// The examples with other lines in front of and behind them.
 fn changed(before: &str, drop_lines: &[&str], after: &str) -> Ruleset {
-    let kept: Vec<&str> =
-        IPTABLES.lines().filter(|l| !drop_lines.iter().any(|d| l.contains(d))).collect();
+    let kept: Vec<&str> = IPTABLES
+        .lines()
+        .filter(|l| !drop_lines.iter().any(|d| l.contains(d)))
+        .collect();
     text::iptables(&format!("{before}\n{}\n{after}", kept.join("\n")))
 }
 
@@ -233,9 +279,15 @@ fn a_foreign_translation_in_front() {
     let seen = see(&rules, &Iptables);
     let row = seen.row(WEB, SourceClass::Outside);
     assert_eq!(row.decided_by, DecidedBy::Foreign);
-    assert_eq!(row.forwarding.backends[0].address, "172.16.0.9:81".parse().unwrap());
+    assert_eq!(
+        row.forwarding.backends[0].address,
+        "172.16.0.9:81".parse().unwrap()
+    );
     // The node's own packets do not pass prerouting.
-    assert_eq!(seen.row(WEB, SourceClass::Node).decided_by, DecidedBy::Datapath);
+    assert_eq!(
+        seen.row(WEB, SourceClass::Node).decided_by,
+        DecidedBy::Datapath
+    );
 }
 
 #[test]
@@ -243,12 +295,22 @@ fn a_foreign_rule_that_takes_the_packet_away() {
     let rules = changed("*nat\n-A PREROUTING -d 10.96.0.0/16 -j ACCEPT", &[], "");
     let seen = see_with(&rules, &Iptables, &cidr(), &[WEB]);
     let row = seen.row(WEB, SourceClass::Pod);
-    assert_eq!((row.forwarding.action.word(), row.decided_by), ("none", DecidedBy::Foreign));
-    assert!(row.evidence[0].says.contains("lets the packet pass"), "{:?}", row.evidence);
+    assert_eq!(
+        (row.forwarding.action.word(), row.decided_by),
+        ("none", DecidedBy::Foreign)
+    );
+    assert!(
+        row.evidence[0].says.contains("lets the packet pass"),
+        "{:?}",
+        row.evidence
+    );
     let rules = changed("*raw\n-A PREROUTING -d 10.96.0.0/16 -j NOTRACK", &[], "");
     let seen = see_with(&rules, &Iptables, &cidr(), &[WEB]);
     let row = seen.row(WEB, SourceClass::Pod);
-    assert_eq!((row.forwarding.action.word(), row.decided_by), ("none", DecidedBy::Foreign));
+    assert_eq!(
+        (row.forwarding.action.word(), row.decided_by),
+        ("none", DecidedBy::Foreign)
+    );
 }
 
 #[test]
@@ -256,15 +318,25 @@ fn a_foreign_drop_after_translation() {
     let rules = changed("*filter\n:FORWARD DROP", &["KUBE-FORWARD -m"], "");
     let seen = see(&rules, &Iptables);
     let row = seen.row(WEB, SourceClass::Outside);
-    assert_eq!((row.forwarding.action.word(), row.decided_by), ("drop", DecidedBy::Foreign));
+    assert_eq!(
+        (row.forwarding.action.word(), row.decided_by),
+        ("drop", DecidedBy::Foreign)
+    );
     assert_eq!(row.evidence.last().unwrap().says.as_ref(), "policy drop");
     // One backend only: the other still gets traffic, and the loss is told.
     let rules = changed("*filter\n-A FORWARD -d 10.244.2.20 -j DROP", &[], "");
     let seen = see(&rules, &Iptables);
     let row = seen.row(WEB, SourceClass::Pod);
-    assert_eq!(seen.line(WEB, SourceClass::Pod), "forward 10.244.1.10:8080=100%,hairpin");
+    assert_eq!(
+        seen.line(WEB, SourceClass::Pod),
+        "forward 10.244.1.10:8080=100%,hairpin"
+    );
     assert_eq!(row.decided_by, DecidedBy::Foreign);
-    assert!(row.evidence[0].says.starts_with("50.0 % of new connections are dropped"));
+    assert!(
+        row.evidence[0]
+            .says
+            .starts_with("50.0 % of new connections are dropped")
+    );
 }
 
 #[test]
@@ -272,7 +344,10 @@ fn a_removed_jump() {
     let rules = changed("", &["-A PREROUTING"], "");
     let seen = see_with(&rules, &Iptables, &cidr(), &[WEB]);
     assert_eq!(seen.line(WEB, SourceClass::Pod), "none");
-    assert_eq!(seen.row(WEB, SourceClass::Pod).decided_by, DecidedBy::Nobody);
+    assert_eq!(
+        seen.row(WEB, SourceClass::Pod).decided_by,
+        DecidedBy::Nobody
+    );
     assert!(seen.line(WEB, SourceClass::Node).starts_with("forward"));
     // Refused ones are refused by the filter table all the same.
     assert_eq!(seen.line("10.96.10.16:80/TCP", SourceClass::Pod), "reject");
@@ -292,14 +367,24 @@ fn what_is_not_understood_matters_only_where_it_decides() {
     let seen = see(&rules, &Iptables);
     common(&seen, "hairpin", "harmless");
     // In front of the firewall for load balancers the same rule decides: it may let clients in.
-    let rules = changed("*filter\n-A FORWARD -m limit --limit 1/s -j ACCEPT", &[], "");
+    let rules = changed(
+        "*filter\n-A FORWARD -m limit --limit 1/s -j ACCEPT",
+        &[],
+        "",
+    );
     let seen = see(&rules, &Iptables);
-    assert_eq!(seen.line("203.0.113.50:443/TCP", SourceClass::Outside), "unknown");
+    assert_eq!(
+        seen.line("203.0.113.50:443/TCP", SourceClass::Outside),
+        "unknown"
+    );
     let rules = changed("*filter\n-A FORWARD -m limit --limit 1/s -j DROP", &[], "");
     let seen = see(&rules, &Iptables);
     let row = seen.row(WEB, SourceClass::Outside);
     match &row.forwarding.action {
-        Action::Unknown(why) => assert!(why.contains("limit 1/s") && why.contains("FORWARD"), "{why}"),
+        Action::Unknown(why) => assert!(
+            why.contains("limit 1/s") && why.contains("FORWARD"),
+            "{why}"
+        ),
         other => panic!("{other:?}"),
     }
     // Packets of the node do not meet it.
@@ -307,7 +392,10 @@ fn what_is_not_understood_matters_only_where_it_decides() {
     let rules = changed("*mangle\n-A PREROUTING -d 10.96.10.10 -j STRANGE", &[], "");
     let seen = see(&rules, &Iptables);
     assert_eq!(seen.line(WEB, SourceClass::Pod), "unknown");
-    assert!(seen.line("10.96.10.11:80/TCP", SourceClass::Pod).starts_with("forward"));
+    assert!(
+        seen.line("10.96.10.11:80/TCP", SourceClass::Pod)
+            .starts_with("forward")
+    );
 }
 
 #[test]
@@ -339,28 +427,38 @@ fn shares_are_exact() {
     let row = see(&rules, &Iptables);
     let row = row.row("10.96.0.1:80/TCP", SourceClass::Pod);
     assert_eq!(row.forwarding.backends.len(), 1);
-    assert_eq!(row.evidence[0].says.as_ref(), "50.0 % of new connections are left alone");
+    assert_eq!(
+        row.evidence[0].says.as_ref(),
+        "50.0 % of new connections are left alone"
+    );
 }
 
 #[test]
 fn affinity_that_is_half_there() {
-    let line = |drop: &[&str]| see(&changed("", drop, ""), &Iptables).line("10.96.10.15:80/TCP", SourceClass::Pod);
+    let line = |drop: &[&str]| {
+        see(&changed("", drop, ""), &Iptables).line("10.96.10.15:80/TCP", SourceClass::Pod)
+    };
     assert!(line(&[]).ends_with("sticky 10800"));
     assert!(line(&["--rcheck"]).contains("broken: clients of 10.244.1.15:8080 are remembered"));
     let gone = "KUBE-SVC-25FJTMN2OLOPNGWS -m comment --comment \"shop/sticky:http -> 10.244.2.25:8080\" -m recent";
     assert!(line(&[gone]).contains("broken: clients of 10.244.2.25:8080 are remembered"));
     let rules = IPTABLES.replacen("--seconds 10800", "--seconds 60", 1);
     let seen = see(&text::iptables(&rules), &Iptables);
-    assert!(seen.line("10.96.10.15:80/TCP", SourceClass::Pod).contains("broken: two timeouts"));
+    assert!(
+        seen.line("10.96.10.15:80/TCP", SourceClass::Pod)
+            .contains("broken: two timeouts")
+    );
 }
 
 #[test]
 fn detectors() {
     // Without one, a Pod is as anybody outside, and any client may be the backend.
-    let text = IPTABLES.replace("! -s 10.244.0.0/16 -d 10.96", "-d 172.31").replace(
-        "-A KUBE-EXT-F3GRYTE7HT6BGIBF -s 10.244.0.0/16",
-        "-A KUBE-EXT-F3GRYTE7HT6BGIBF -s 172.31.0.0/32",
-    );
+    let text = IPTABLES
+        .replace("! -s 10.244.0.0/16 -d 10.96", "-d 172.31")
+        .replace(
+            "-A KUBE-EXT-F3GRYTE7HT6BGIBF -s 10.244.0.0/16",
+            "-A KUBE-EXT-F3GRYTE7HT6BGIBF -s 172.31.0.0/32",
+        );
     let seen = see_with(&text::iptables(&text), &Iptables, &LocalDetector::None, &[]);
     let [pod, node, outside] = seen.all(WEB);
     assert_eq!(pod, outside);
@@ -389,7 +487,10 @@ fn a_source_range_that_is_the_pod_network() {
     let text = IPTABLES.replace("-s 198.51.100.0/24", "-s 10.244.0.0/16");
     let seen = see(&text::iptables(&text), &Iptables);
     for line in seen.all("203.0.113.50:443/TCP") {
-        assert!(line.contains("from 10.244.0.0/16,192.168.0.0/24,203.0.113.50/32 else drop"), "{line}");
+        assert!(
+            line.contains("from 10.244.0.0/16,192.168.0.0/24,203.0.113.50/32 else drop"),
+            "{line}"
+        );
     }
 }
 
@@ -420,7 +521,12 @@ fn a_concrete_packet() {
     use crate::netfilter::trace::{Packet, trace};
     let rules = text::iptables(IPTABLES);
     let desired = BTreeMap::new();
-    let ask = Ask { desired: &desired, node: &node(), detector: &cidr(), owner: &Iptables };
+    let ask = Ask {
+        desired: &desired,
+        node: &node(),
+        detector: &cidr(),
+        owner: &Iptables,
+    };
     let packet = |source: &str| Packet {
         source: source.parse().unwrap(),
         source_port: Some(40_000),
@@ -433,8 +539,19 @@ fn a_concrete_packet() {
     assert_eq!(path.end.forwarding.action, Action::Forward);
     assert!(path.end.forwarding.source_ranges.is_none());
     let says: Vec<String> = path.steps.iter().map(|s| s.place.to_string()).collect();
-    assert!(says.iter().any(|s| s.contains("KUBE-FW-Z2VHYKJU5HB5LLV6 handle 1")), "{says:#?}");
+    assert!(
+        says.iter()
+            .any(|s| s.contains("KUBE-FW-Z2VHYKJU5HB5LLV6 handle 1")),
+        "{says:#?}"
+    );
     let path = trace(&rules, &ask, &packet("198.51.101.7"));
     assert_eq!(path.end.forwarding.action, Action::Drop);
-    assert!(path.steps.last().unwrap().place.to_string().contains("KUBE-PROXY-FIREWALL"));
+    assert!(
+        path.steps
+            .last()
+            .unwrap()
+            .place
+            .to_string()
+            .contains("KUBE-PROXY-FIREWALL")
+    );
 }

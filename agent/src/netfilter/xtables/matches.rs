@@ -43,7 +43,12 @@ fn unknown(what: &str) -> Op {
 }
 
 fn is(field: Field, mask: Option<u64>, any_of: Vec<Value>, negated: bool) -> Op {
-    Op::Match(Match { field, mask, any_of, negated })
+    Op::Match(Match {
+        field,
+        mask,
+        any_of,
+        negated,
+    })
 }
 
 fn between(first: u16, last: u16) -> Value {
@@ -61,8 +66,20 @@ fn ports(ops: &mut Vec<Op>, field: Field, first: u16, last: u16, negated: bool) 
 fn tcp(b: &Blob<'_>) -> Option<Vec<Op>> {
     let invert = b.u8(11)?;
     let mut ops = vec![Op::Nothing];
-    ports(&mut ops, Field::Sport, b.u16(0)?, b.u16(2)?, invert & 1 != 0);
-    ports(&mut ops, Field::Dport, b.u16(4)?, b.u16(6)?, invert & 2 != 0);
+    ports(
+        &mut ops,
+        Field::Sport,
+        b.u16(0)?,
+        b.u16(2)?,
+        invert & 1 != 0,
+    );
+    ports(
+        &mut ops,
+        Field::Dport,
+        b.u16(4)?,
+        b.u16(6)?,
+        invert & 2 != 0,
+    );
     if b.u8(9)? != 0 || invert & 4 != 0 {
         ops.push(unknown("tcp flags"));
     }
@@ -76,8 +93,20 @@ fn tcp(b: &Blob<'_>) -> Option<Vec<Op>> {
 fn udp(b: &Blob<'_>) -> Option<Vec<Op>> {
     let invert = b.u8(8)?;
     let mut ops = vec![Op::Nothing];
-    ports(&mut ops, Field::Sport, b.u16(0)?, b.u16(2)?, invert & 1 != 0);
-    ports(&mut ops, Field::Dport, b.u16(4)?, b.u16(6)?, invert & 2 != 0);
+    ports(
+        &mut ops,
+        Field::Sport,
+        b.u16(0)?,
+        b.u16(2)?,
+        invert & 1 != 0,
+    );
+    ports(
+        &mut ops,
+        Field::Dport,
+        b.u16(4)?,
+        b.u16(6)?,
+        invert & 2 != 0,
+    );
     Some(ops)
 }
 
@@ -87,11 +116,21 @@ fn sctp(b: &Blob<'_>) -> Option<Vec<Op>> {
     let mut ops = vec![Op::Nothing];
     if flags & 1 != 0 {
         let field = Field::Sport;
-        ops.push(is(field, None, vec![between(b.u16(4)?, b.u16(6)?)], invert & 1 != 0));
+        ops.push(is(
+            field,
+            None,
+            vec![between(b.u16(4)?, b.u16(6)?)],
+            invert & 1 != 0,
+        ));
     }
     if flags & 2 != 0 {
         let field = Field::Dport;
-        ops.push(is(field, None, vec![between(b.u16(0)?, b.u16(2)?)], invert & 2 != 0));
+        ops.push(is(
+            field,
+            None,
+            vec![between(b.u16(0)?, b.u16(2)?)],
+            invert & 2 != 0,
+        ));
     }
     if flags & 4 != 0 {
         ops.push(unknown("sctp chunk types"));
@@ -160,16 +199,24 @@ fn conntrack(b: &Blob<'_>, family: TableFamily, revision: u32) -> Option<Vec<Op>
     }
     if flags & 0x8 != 0 {
         ops.push(match prefix(family, b.bytes(32, 16)?, b.bytes(48, 16)?) {
-            Some(net) => {
-                is(Field::CtOriginalDaddr, None, vec![Value::Prefix(net)], invert & 0x8 != 0)
-            }
+            Some(net) => is(
+                Field::CtOriginalDaddr,
+                None,
+                vec![Value::Prefix(net)],
+                invert & 0x8 != 0,
+            ),
             None => unknown("conntrack original destination by mask"),
         });
     }
     if flags & 0x40 != 0 {
         let mask = Some(u64::from(status));
         let negated = invert & 0x40 == 0;
-        ops.push(is(Field::CtStatus, mask, vec![Value::Number(0, 0)], negated));
+        ops.push(is(
+            Field::CtStatus,
+            mask,
+            vec![Value::Number(0, 0)],
+            negated,
+        ));
     }
     // Everything else: original source, reply addresses, expiry, ports, direction.
     for (bit, what) in [
@@ -193,12 +240,16 @@ fn prefix(family: TableFamily, address: &[u8], mask: &[u8]) -> Option<IpNet> {
         TableFamily::Ip => {
             let address = Ipv4Addr::from(*address.first_chunk::<4>()?);
             let mask = Ipv4Addr::from(*mask.first_chunk::<4>()?);
-            Ipv4Net::with_netmask(address, mask).ok().map(|n| n.trunc().into())
+            Ipv4Net::with_netmask(address, mask)
+                .ok()
+                .map(|n| n.trunc().into())
         }
         TableFamily::Ip6 => {
             let address = Ipv6Addr::from(*address.first_chunk::<16>()?);
             let mask = Ipv6Addr::from(*mask.first_chunk::<16>()?);
-            Ipv6Net::with_netmask(address, mask).ok().map(|n| n.trunc().into())
+            Ipv6Net::with_netmask(address, mask)
+                .ok()
+                .map(|n| n.trunc().into())
         }
         _ => None,
     }
@@ -207,7 +258,12 @@ fn prefix(family: TableFamily, address: &[u8], mask: &[u8]) -> Option<IpNet> {
 /// `struct xt_state_info`: UNTRACKED is bit 6 here.
 fn state(b: &Blob<'_>) -> Option<Vec<Op>> {
     let mask = Some(u64::from(b.u32(0)?) & 0x4f);
-    Some(vec![is(Field::CtState, mask, vec![Value::Number(0, 0)], true)])
+    Some(vec![is(
+        Field::CtState,
+        mask,
+        vec![Value::Number(0, 0)],
+        true,
+    )])
 }
 
 /// `struct xt_statistic_info`
@@ -217,7 +273,11 @@ fn statistic(b: &Blob<'_>) -> Option<Vec<Op>> {
     match mode {
         0 => {
             let numerator = b.u32(4)?.min(1 << 31);
-            let numerator = if inverted { (1 << 31) - numerator } else { numerator };
+            let numerator = if inverted {
+                (1 << 31) - numerator
+            } else {
+                numerator
+            };
             Some(vec![Op::Probability { numerator }])
         }
         1 if !inverted => {
@@ -247,7 +307,10 @@ fn recent(b: &Blob<'_>, family: TableFamily, revision: u32) -> Option<Vec<Op>> {
         1 => Some(vec![Op::AffinityCheck { list, seconds }]),
         2 => Some(vec![Op::AffinityUpdate { list }]),
         4 => Some(vec![
-            Op::AffinityCheck { list: list.clone(), seconds },
+            Op::AffinityCheck {
+                list: list.clone(),
+                seconds,
+            },
             Op::AffinityUpdate { list },
         ]),
         _ => Some(vec![unknown(&format!("recent {list}"))]),
@@ -286,7 +349,12 @@ fn addrtype(b: &Blob<'_>, revision: u32) -> Option<Vec<Op>> {
 /// `struct xt_mark_mtinfo1`
 fn mark(b: &Blob<'_>) -> Option<Vec<Op>> {
     let (mark, mask) = (u64::from(b.u32(0)?), u64::from(b.u32(4)?));
-    Some(vec![is(Field::Mark, Some(mask), vec![Value::Number(mark, mark)], b.u8(8)? != 0)])
+    Some(vec![is(
+        Field::Mark,
+        Some(mask),
+        vec![Value::Number(mark, mark)],
+        b.u8(8)? != 0,
+    )])
 }
 
 /// `struct xt_iprange_mtinfo`
@@ -315,5 +383,10 @@ fn iprange(b: &Blob<'_>, family: TableFamily) -> Option<Vec<Op>> {
 /// `struct xt_pkttype_info`
 fn pkttype(b: &Blob<'_>) -> Option<Vec<Op>> {
     let kind = u64::from(b.u32(0)?);
-    Some(vec![is(Field::PacketType, None, vec![Value::Number(kind, kind)], b.u32(4)? != 0)])
+    Some(vec![is(
+        Field::PacketType,
+        None,
+        vec![Value::Number(kind, kind)],
+        b.u32(4)? != 0,
+    )])
 }

@@ -36,11 +36,7 @@ const PROTO_SPECIFIED: u32 = 0x02;
 const PROTO_OFFSET: u32 = 0x20;
 const NETMAP: u32 = 0x40;
 
-fn target(
-    flags: u32,
-    addresses: (IpAddr, IpAddr),
-    ports: (u16, u16),
-) -> NatTarget {
+fn target(flags: u32, addresses: (IpAddr, IpAddr), ports: (u16, u16)) -> NatTarget {
     if flags & (PROTO_OFFSET | NETMAP) != 0 {
         return NatTarget::Unknown("nat by offset or netmap".into());
     }
@@ -63,7 +59,11 @@ fn range_v4(b: &Blob<'_>) -> Option<NatTarget> {
     let address = |at: usize| -> Option<IpAddr> {
         Some(Ipv4Addr::from(*b.bytes(at, 4)?.first_chunk::<4>()?).into())
     };
-    Some(target(b.u32(4)?, (address(8)?, address(12)?), (b.be16(16)?, b.be16(18)?)))
+    Some(target(
+        b.u32(4)?,
+        (address(8)?, address(12)?),
+        (b.be16(16)?, b.be16(18)?),
+    ))
 }
 
 /// `struct nf_nat_range` and `nf_nat_range2`
@@ -76,7 +76,11 @@ fn range(b: &Blob<'_>, family: TableFamily) -> Option<NatTarget> {
             _ => None,
         }
     };
-    Some(target(b.u32(0)?, (address(4)?, address(20)?), (b.be16(36)?, b.be16(38)?)))
+    Some(target(
+        b.u32(0)?,
+        (address(4)?, address(20)?),
+        (b.be16(36)?, b.be16(38)?),
+    ))
 }
 
 fn redirect(b: &Blob<'_>, family: TableFamily) -> Option<Op> {
@@ -92,7 +96,10 @@ fn redirect(b: &Blob<'_>, family: TableFamily) -> Option<Op> {
 
 /// `struct xt_mark_tginfo2`: mark = (mark & ~mask) ^ value
 fn mark(b: &Blob<'_>) -> Option<Op> {
-    Some(Op::SetMark { and: !b.u32(4)?, xor: b.u32(0)? })
+    Some(Op::SetMark {
+        and: !b.u32(4)?,
+        xor: b.u32(0)?,
+    })
 }
 
 /// `struct xt_ct_target_info`, `_v1`

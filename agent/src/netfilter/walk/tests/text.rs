@@ -26,7 +26,12 @@ fn chain<'t>(t: &'t mut Table, name: &str) -> &'t mut Chain {
             let i = t.chains.len();
             t.chain_index.insert(name.into(), i);
             let hook = base_hook(&t.name, name);
-            t.chains.push(Chain { name: name.into(), handle: i as u64 + 1, hook, rules: Vec::new() });
+            t.chains.push(Chain {
+                name: name.into(),
+                handle: i as u64 + 1,
+                hook,
+                rules: Vec::new(),
+            });
             i
         }
     };
@@ -43,7 +48,11 @@ fn base_hook(table: &str, chain: &str) -> Option<Hook> {
         "POSTROUTING" => HookPoint::Postrouting,
         _ => return None,
     };
-    let kind = if table == "nat" { ChainType::Nat } else { ChainType::Filter };
+    let kind = if table == "nat" {
+        ChainType::Nat
+    } else {
+        ChainType::Filter
+    };
     let priority = match (table, point) {
         ("raw", _) => -300,
         ("mangle", _) => -150,
@@ -51,7 +60,12 @@ fn base_hook(table: &str, chain: &str) -> Option<Hook> {
         ("nat", _) => -100,
         _ => 0,
     };
-    Some(Hook { point, priority, kind, policy_drop: false })
+    Some(Hook {
+        point,
+        priority,
+        kind,
+        policy_drop: false,
+    })
 }
 
 fn number(field: Field, n: u64) -> Op {
@@ -59,15 +73,24 @@ fn number(field: Field, n: u64) -> Op {
 }
 
 pub fn matching(field: Field, mask: Option<u64>, any_of: Vec<Value>, negated: bool) -> Op {
-    Op::Match(Match { field, mask, any_of, negated })
+    Op::Match(Match {
+        field,
+        mask,
+        any_of,
+        negated,
+    })
 }
 
 fn prefix(s: &str) -> IpNet {
-    s.parse().unwrap_or_else(|_| IpNet::from(s.parse::<IpAddr>().expect(s)))
+    s.parse()
+        .unwrap_or_else(|_| IpNet::from(s.parse::<IpAddr>().expect(s)))
 }
 
 fn hex(s: &str) -> u64 {
-    s.strip_prefix("0x").map_or_else(|| s.parse().unwrap(), |h| u64::from_str_radix(h, 16).unwrap())
+    s.strip_prefix("0x").map_or_else(
+        || s.parse().unwrap(),
+        |h| u64::from_str_radix(h, 16).unwrap(),
+    )
 }
 
 fn protocol(s: &str) -> u64 {
@@ -124,7 +147,11 @@ pub fn iptables_of(family: TableFamily, text: &str) -> Ruleset {
                 ruleset.tables.push(t);
             }
             // The table that lines go to is the last one.
-            let at = ruleset.tables.iter().position(|t| &*t.name == name).unwrap();
+            let at = ruleset
+                .tables
+                .iter()
+                .position(|t| &*t.name == name)
+                .unwrap();
             let t = ruleset.tables.remove(at);
             ruleset.tables.push(t);
             continue;
@@ -167,11 +194,25 @@ fn xt_rule(w: &[String]) -> Rule {
                 i += 1;
                 continue;
             }
-            "-s" => ops.push(matching(Field::Saddr, None, vec![Value::Prefix(prefix(arg()))], negated)),
-            "-d" => ops.push(matching(Field::Daddr, None, vec![Value::Prefix(prefix(arg()))], negated)),
+            "-s" => ops.push(matching(
+                Field::Saddr,
+                None,
+                vec![Value::Prefix(prefix(arg()))],
+                negated,
+            )),
+            "-d" => ops.push(matching(
+                Field::Daddr,
+                None,
+                vec![Value::Prefix(prefix(arg()))],
+                negated,
+            )),
             "-p" => ops.push(number(Field::L4proto, protocol(arg()))),
             "-i" | "-o" => {
-                let field = if w[i] == "-i" { Field::Iifname } else { Field::Oifname };
+                let field = if w[i] == "-i" {
+                    Field::Iifname
+                } else {
+                    Field::Oifname
+                };
                 let name = arg();
                 let value = match name.strip_suffix('+') {
                     Some(p) => Value::Name(p.into(), true),
@@ -208,7 +249,9 @@ fn xt_rule(w: &[String]) -> Rule {
             "--mode" => {}
             "--probability" => {
                 let p: f64 = arg().parse().unwrap();
-                ops.push(Op::Probability { numerator: (p * 2_147_483_648.0).round() as u32 });
+                ops.push(Op::Probability {
+                    numerator: (p * 2_147_483_648.0).round() as u32,
+                });
             }
             "--rcheck" | "--set" | "--reap" | "--rsource" | "--random-fully" => {
                 if w[i] == "--rcheck" || w[i] == "--set" {
@@ -234,11 +277,17 @@ fn xt_rule(w: &[String]) -> Rule {
             }
             "--set-xmark" => {
                 let (v, m) = arg().split_once('/').unwrap();
-                ops.push(Op::SetMark { and: !(hex(m) as u32), xor: hex(v) as u32 });
+                ops.push(Op::SetMark {
+                    and: !(hex(m) as u32),
+                    xor: hex(v) as u32,
+                });
             }
             "--to-destination" => {
                 let to: SocketAddr = arg().parse().unwrap();
-                ops.push(Op::Dnat(NatTarget::Fixed { address: Some(to.ip()), port: Some(to.port()) }));
+                ops.push(Op::Dnat(NatTarget::Fixed {
+                    address: Some(to.ip()),
+                    port: Some(to.port()),
+                }));
             }
             "-j" => match arg() {
                 "DNAT" | "MARK" => {}
@@ -256,13 +305,21 @@ fn xt_rule(w: &[String]) -> Rule {
         negated = false;
         i += used;
     }
-    Rule { handle: 0, ops, comment }
+    Rule {
+        handle: 0,
+        ops,
+        comment,
+    }
 }
 
 /// One table from what `nft list table` prints.
 pub fn nft(text: &str) -> Ruleset {
     let mut t = table(TableFamily::Ip, "kube-proxy");
-    let mut lines = text.lines().map(str::trim).filter(|l| !l.is_empty()).peekable();
+    let mut lines = text
+        .lines()
+        .map(str::trim)
+        .filter(|l| !l.is_empty())
+        .peekable();
     // Sets first: rules ask whether one is dynamic.
     let mut chains: Vec<(String, Vec<String>)> = Vec::new();
     while let Some(head) = lines.next() {
@@ -302,7 +359,10 @@ pub fn nft(text: &str) -> Ruleset {
             c.rules.push(Rule { handle, ..rule });
         }
     }
-    Ruleset { tables: vec![t], ..Ruleset::default() }
+    Ruleset {
+        tables: vec![t],
+        ..Ruleset::default()
+    }
 }
 
 fn nft_hook(line: &str) -> Hook {
@@ -325,8 +385,17 @@ fn nft_hook(line: &str) -> Hook {
     if w.get(p + 2) == Some(&"-") {
         priority -= w[p + 3].parse::<i32>().unwrap();
     }
-    let kind = if w[1] == "nat" { ChainType::Nat } else { ChainType::Filter };
-    Hook { point, priority, kind, policy_drop: w.contains(&"drop") }
+    let kind = if w[1] == "nat" {
+        ChainType::Nat
+    } else {
+        ChainType::Filter
+    };
+    Hook {
+        point,
+        priority,
+        kind,
+        policy_drop: w.contains(&"drop"),
+    }
 }
 
 fn value(s: &str) -> Value {
@@ -382,11 +451,14 @@ fn elements(text: &str) -> Vec<Element> {
 }
 
 fn nft_set(name: &str, map: bool, body: &str) -> Set {
-    let inside = body.split_once("elements = {").map_or("", |(_, e)| e.trim_end_matches('}'));
+    let inside = body
+        .split_once("elements = {")
+        .map_or("", |(_, e)| e.trim_end_matches('}'));
     let inside = inside.split('}').next().unwrap_or("");
     let timeout_ms = body.rsplit_once("timeout ").and_then(|(_, t)| {
         let t = t.split_whitespace().next()?;
-        t.strip_suffix('h').map(|h| h.parse::<u64>().unwrap() * 3_600_000)
+        t.strip_suffix('h')
+            .map(|h| h.parse::<u64>().unwrap() * 3_600_000)
     });
     Set {
         name: name.into(),
@@ -426,7 +498,10 @@ fn nft_rule(t: &mut Table, line: &str) -> Rule {
             ("meta l4proto", Field::L4proto),
             ("th dport", Field::Dport),
         ];
-        if let Some((r, f)) = fields.iter().find_map(|(s, f)| take(s).map(|r| (r, f.clone()))) {
+        if let Some((r, f)) = fields
+            .iter()
+            .find_map(|(s, f)| take(s).map(|r| (r, f.clone())))
+        {
             key.push(f);
             rest = r;
             if let Some(r) = rest.strip_prefix(". ") {
@@ -437,7 +512,11 @@ fn nft_rule(t: &mut Table, line: &str) -> Rule {
             if let Some(r) = rest.strip_prefix("vmap @") {
                 let set = word(r);
                 rest = r[set.len()..].trim_start();
-                ops.push(Op::VerdictMap(Lookup { key: fields, set: set.into(), negated: false }));
+                ops.push(Op::VerdictMap(Lookup {
+                    key: fields,
+                    set: set.into(),
+                    negated: false,
+                }));
                 continue;
             }
             let negated = rest.starts_with("!= ");
@@ -447,15 +526,26 @@ fn nft_rule(t: &mut Table, line: &str) -> Rule {
                 rest = r[set.len()..].trim_start();
                 let dynamic = t.sets.get(set.as_str()).is_some_and(|s| s.dynamic);
                 ops.push(if dynamic {
-                    Op::AffinityCheck { list: set.into(), seconds: None }
+                    Op::AffinityCheck {
+                        list: set.into(),
+                        seconds: None,
+                    }
                 } else {
-                    Op::Lookup(Lookup { key: fields, set: set.into(), negated })
+                    Op::Lookup(Lookup {
+                        key: fields,
+                        set: set.into(),
+                        negated,
+                    })
                 });
             } else if let Some(r) = rest.strip_prefix('{') {
                 let (body, r) = r.split_once('}').unwrap();
                 rest = r.trim_start();
                 let set = anonymous(t, false, body);
-                ops.push(Op::Lookup(Lookup { key: fields, set, negated }));
+                ops.push(Op::Lookup(Lookup {
+                    key: fields,
+                    set,
+                    negated,
+                }));
             } else {
                 let w = word(rest);
                 rest = rest[w.len()..].trim_start();
@@ -464,10 +554,20 @@ fn nft_rule(t: &mut Table, line: &str) -> Rule {
             continue;
         }
         if let Some(r) = take("ct state new") {
-            ops.push(matching(Field::CtState, Some(8), vec![Value::Number(0, 0)], true));
+            ops.push(matching(
+                Field::CtState,
+                Some(8),
+                vec![Value::Number(0, 0)],
+                true,
+            ));
             rest = r;
         } else if let Some(r) = take("ct status dnat") {
-            ops.push(matching(Field::CtStatus, Some(0x20), vec![Value::Number(0, 0)], true));
+            ops.push(matching(
+                Field::CtStatus,
+                Some(0x20),
+                vec![Value::Number(0, 0)],
+                true,
+            ));
             rest = r;
         } else if let Some(r) = take("fib daddr type local") {
             ops.push(number(Field::DaddrType, 2));
@@ -480,7 +580,10 @@ fn nft_rule(t: &mut Table, line: &str) -> Rule {
             let n = hex(&w[1]) as u32;
             ops.push(match w[0].as_str() {
                 "|" => Op::SetMark { and: !n, xor: n },
-                _ => Op::SetMark { and: u32::MAX, xor: n },
+                _ => Op::SetMark {
+                    and: u32::MAX,
+                    xor: n,
+                },
             });
             rest = r[1..].trim_start()[w[1].len()..].trim_start();
         } else if let Some(r) = take("meta mark & ") {
@@ -516,7 +619,10 @@ fn nft_rule(t: &mut Table, line: &str) -> Rule {
             rest = "";
         } else if let Some(r) = take("dnat to ") {
             let to: SocketAddr = r.parse().unwrap();
-            ops.push(Op::Dnat(NatTarget::Fixed { address: Some(to.ip()), port: Some(to.port()) }));
+            ops.push(Op::Dnat(NatTarget::Fixed {
+                address: Some(to.ip()),
+                port: Some(to.port()),
+            }));
             rest = "";
         } else if let Some(r) = take("update @") {
             let set = word(r);
@@ -533,5 +639,9 @@ fn nft_rule(t: &mut Table, line: &str) -> Rule {
             rest = "";
         }
     }
-    Rule { handle: 0, ops, comment }
+    Rule {
+        handle: 0,
+        ops,
+        comment,
+    }
 }
