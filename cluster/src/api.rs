@@ -40,6 +40,12 @@ const REFUSED: Duration = Duration::from_secs(300);
 /// Annotation of the bookmark that ends a streamed list.
 const LIST_END: &str = "k8s.io/initial-events-end";
 
+/// The server does not know streamed lists, or its storage cannot give them.
+fn cannot_stream(status: &kube::core::Status) -> bool {
+    [400, 422].contains(&status.code)
+        || (status.code == 500 && status.message.contains("storage feature"))
+}
+
 /// Follows the API server until nobody listens any more.
 pub async fn follow(door: Arc<Door>, node: NodeName, said: mpsc::Sender<Said>) {
     let listed = Arc::new(AtomicU8::new(0));
@@ -379,7 +385,8 @@ impl Follower {
         };
         let stream = match opened {
             Ok(stream) => stream,
-            Err(kube::Error::Api(status)) if streaming && [400, 422].contains(&status.code) => {
+            // 500 with "RequestWatchProgress is disabled": an API server over etcd older than 3.5.
+            Err(kube::Error::Api(status)) if streaming && cannot_stream(&status) => {
                 self.streams = false;
                 return Ok(());
             }
