@@ -233,7 +233,12 @@ fn documents(path: &Path) -> Result<Vec<(usize, Value)>, ManifestError> {
         path: path.to_path_buf(),
         error,
     };
-    let size = std::fs::metadata(path).map_err(file)?.len();
+    let meta = std::fs::metadata(path).map_err(file)?;
+    // A pipe can be read once only; the second reading would say that every Service is gone.
+    if !meta.is_file() {
+        return Err(file(std::io::Error::other("not a regular file")));
+    }
+    let size = meta.len();
     if size > FILE_BYTES {
         return Err(file(std::io::Error::other(format!(
             "{size} bytes are more than {FILE_BYTES}"
