@@ -32,9 +32,18 @@ fn in_kernel(program: &'static str, arguments: &'static [&str], rules: String) -
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
-        child.stdin.take().unwrap().write_all(rules.as_bytes()).unwrap();
+        child
+            .stdin
+            .take()
+            .unwrap()
+            .write_all(rules.as_bytes())
+            .unwrap();
         let done = child.wait_with_output().unwrap();
-        assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+        assert!(
+            done.status.success(),
+            "{}",
+            String::from_utf8_lossy(&done.stderr)
+        );
         let capture = nf_tables::read().unwrap();
         let decoded = nftables::decode(&capture);
         assert_eq!(decoded.unknown, []);
@@ -62,7 +71,12 @@ fn in_kernel(program: &'static str, arguments: &'static [&str], rules: String) -
             },
         };
         let reading = Reading::Read(decoded.ruleset);
-        Some(datapath::snapshot(&reading, &BTreeMap::new(), &node, &profile))
+        Some(datapath::snapshot(
+            &reading,
+            &BTreeMap::new(),
+            &node,
+            &profile,
+        ))
     })
     .join()
     .unwrap()
@@ -70,12 +84,20 @@ fn in_kernel(program: &'static str, arguments: &'static [&str], rules: String) -
 
 fn line(table: &ForwardingTable, frontend: &str, source: SourceClass) -> String {
     let frontend: Frontend = frontend.parse().unwrap();
-    let row = table.rows.get(&(frontend, source)).unwrap_or_else(|| panic!("no row {frontend}"));
+    let row = table
+        .rows
+        .get(&(frontend, source))
+        .unwrap_or_else(|| panic!("no row {frontend}"));
     assert_eq!(row.decided_by, DecidedBy::Datapath, "{frontend}");
     let f = &row.forwarding;
     let mut text = f.action.word().to_string();
     for b in &f.backends {
-        text.push_str(&format!(" {}={:.0}%,{:?}", b.address, b.share * 100.0, b.masquerade));
+        text.push_str(&format!(
+            " {}={:.0}%,{:?}",
+            b.address,
+            b.share * 100.0,
+            b.masquerade
+        ));
     }
     if let Affinity::ClientIp(t) = f.affinity {
         text.push_str(&format!(" sticky {t}"));
@@ -95,16 +117,27 @@ fn examples(shot: &Snapshot, datapath: &str, remote: &str) {
     assert_eq!(shot.datapaths.len(), 1);
     assert_eq!(&*shot.datapaths[0].name, datapath);
     assert_eq!(shot.datapaths[0].state, DatapathState::InCharge);
-    assert_eq!(shot.hooks.iter().filter(|h| !h.present).count(), 0, "{:#?}", shot.hooks);
+    assert_eq!(
+        shot.hooks.iter().filter(|h| !h.present).count(),
+        0,
+        "{:#?}",
+        shot.hooks
+    );
     assert_eq!(shot.coverage.unknown_in_own_rules, []);
     assert_eq!(shot.gaps, []);
-    let Some(Reading::Read(table)) = shot.tables.get(&Family::V4) else { panic!("no table") };
+    let Some(Reading::Read(table)) = shot.tables.get(&Family::V4) else {
+        panic!("no table")
+    };
     let web = |local: &str, remote: &str| {
         format!("forward 10.244.1.10:8080=50%,{local} 10.244.2.20:8080=50%,{remote}")
     };
     assert_eq!(
         all(table, "10.96.10.10:80/TCP"),
-        [web("Hairpin", remote), web("Always", "Always"), web("Always", "Always")]
+        [
+            web("Hairpin", remote),
+            web("Always", "Always"),
+            web("Always", "Always")
+        ]
     );
     let lb = "forward 10.244.2.22:8443=100%,Always from \
               [192.168.0.0/24, 198.51.100.0/24, 203.0.113.50/32] else drop";
@@ -120,14 +153,19 @@ fn examples(shot: &Snapshot, datapath: &str, remote: &str) {
             "drop".to_string()
         ]
     );
-    let sticky = format!(
-        "forward 10.244.1.15:8080=50%,Hairpin 10.244.2.25:8080=50%,{remote} sticky 10800"
-    );
+    let sticky =
+        format!("forward 10.244.1.15:8080=50%,Hairpin 10.244.2.25:8080=50%,{remote} sticky 10800");
     assert_eq!(all(table, "10.96.10.15:80/TCP")[0], sticky);
-    assert_eq!(all(table, "10.96.10.16:80/TCP"), ["reject", "reject", "reject"]);
+    assert_eq!(
+        all(table, "10.96.10.16:80/TCP"),
+        ["reject", "reject", "reject"]
+    );
     assert_eq!(all(table, "10.96.10.17:53/UDP"), ["drop", "drop", "drop"]);
     if datapath.ends_with("nftables") {
-        assert_eq!(all(table, "10.96.10.10:*/*"), ["reject", "reject", "reject"]);
+        assert_eq!(
+            all(table, "10.96.10.10:*/*"),
+            ["reject", "reject", "reject"]
+        );
         assert_eq!(all(table, "10.96.0.0/12:*/*"), ["drop", "drop", "drop"]);
     }
 }
@@ -157,7 +195,9 @@ fn restore_input(saved: &str) -> String {
             continue;
         }
         let (chains, rules) = tables.entry(table).or_default();
-        let target = line.rsplit_once(" -j ").map(|(_, t)| t.split(' ').next().unwrap_or(""));
+        let target = line
+            .rsplit_once(" -j ")
+            .map(|(_, t)| t.split(' ').next().unwrap_or(""));
         for chain in line.split(' ').nth(1).into_iter().chain(target) {
             if chain.starts_with("KUBE-") && !chains.iter().any(|c| c == chain) {
                 chains.push(chain.to_string());

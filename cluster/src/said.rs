@@ -48,6 +48,10 @@ impl fmt::Display for Collection {
 
 /// One thing a source says.
 #[derive(Clone, Debug, PartialEq)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "one at a time through a channel; a box for each event would cost more"
+)]
 pub enum Said {
     /// An object changed, or the first list is complete.
     Change(Change),
