@@ -49,11 +49,17 @@ fn main() -> ExitCode {
 
 fn start(flags: Flags) -> anyhow::Result<u8> {
     let runs = matches!(flags.command, Command::Run(_));
-    let level = if runs { "info" } else { "error" };
+    // What the client says about connections is said by the watches, once and with the reason.
+    let level = if runs {
+        "info,kube_client=off"
+    } else {
+        "error,kube_client=off"
+    };
     let filter = tracing_subscriber::EnvFilter::try_from_default_env()
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(level));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
+        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
         .with_writer(std::io::stderr)
         .init();
     seccomp::install(!runs)?;
