@@ -9,6 +9,8 @@ mod compare;
 mod expressions;
 mod registers;
 mod sets;
+#[cfg(test)]
+mod tests;
 mod values;
 
 use super::ruleset::{

@@ -33,9 +33,15 @@ impl RuleReader<'_> {
             match table(element) {
                 Some(a) if !a[1].is_empty() => match table(a[2]) {
                     Some(attributes) => self.expression(&text(a[1]), &attributes),
-                    None => self.statement(format!("{} with broken attributes", text(a[1]))),
+                    None => {
+                        self.registers.clear();
+                        self.statement(format!("{} with broken attributes", text(a[1])));
+                    }
                 },
-                _ => self.statement("expression without a name"),
+                _ => {
+                    self.registers.clear();
+                    self.statement("expression without a name");
+                }
             }
         }
         if elements.broken() {
@@ -53,6 +59,7 @@ impl RuleReader<'_> {
 
     fn store(&mut self, register: u32, length: usize, held: Held) {
         if !self.registers.store(register, length, held) {
+            self.registers.clear();
             self.statement(format!("load of {length} bytes into register {register}"));
         }
     }
@@ -122,16 +129,21 @@ impl RuleReader<'_> {
             }
             // Loads of things that are not followed: what is compared with them is then unknown.
             "exthdr" if a[7].is_empty() => self.opaque(name, n(1), n(4) as usize),
-            "rt" | "osf" => self.opaque(name, n(1), 4),
-            "socket" | "hash" | "tunnel" | "xfrm" => self.opaque(name, n(2).max(n(1)), 4),
-            _ => self.statement(name),
+            "rt" | "osf" | "xfrm" => self.opaque(name, n(1), 4),
+            "socket" | "hash" | "tunnel" => self.opaque(name, n(2), 4),
+            _ => {
+                // It may have written to any register.
+                self.registers.clear();
+                self.statement(name);
+            }
         }
     }
 
-    /// A load whose width may not be known; what follows it in other registers stays.
+    /// A load whose width may not be known: what other registers held may be gone, too.
     fn opaque(&mut self, what: &str, register: u32, length: usize) {
         // The load itself may end the rule (header not there, no socket).
         self.condition(what);
+        self.registers.clear();
         self.store(register, length.clamp(1, 16), Held::Opaque(what.into()));
     }
 
@@ -320,9 +332,9 @@ impl RuleReader<'_> {
         match (result, flags) {
             (3, 1) => self.store_field(register, Field::SaddrType, Order::Host, 4),
             (3, 2) => self.store_field(register, Field::DaddrType, Order::Host, 4),
-            (1 | 3, _) if flags & 0x20 == 0 => self.store_field(register, other(), Order::Host, 4),
-            (1 | 2, _) if flags & 0x20 != 0 => self.store_field(register, other(), Order::Big, 1),
-            (2, _) => self.store_field(register, other(), Order::Big, 16),
+            // With F_PRESENT (0x20) any of them is a number, 0 or 1.
+            (2, _) if flags & 0x20 == 0 => self.store_field(register, other(), Order::Big, 16),
+            (1..=3, _) => self.store_field(register, other(), Order::Host, 4),
             _ => self.opaque("fib", register, 4),
         }
     }

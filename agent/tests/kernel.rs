@@ -1,0 +1,134 @@
+//! The reader against the real kernel, each test in a network namespace of its own thread. Needs
+//! root; without it each test says so and is skipped.
+
+use agent::host::{files, links, nf_tables};
+use agent::netfilter::nftables::{Decoded, capture::Capture, decode};
+use std::io::Write;
+use std::process::{Command, Stdio};
+
+/// Runs on a new thread in a new network namespace, which ends with it.
+fn in_namespace(test: impl FnOnce() + Send) {
+    // SAFETY: plain system call without arguments.
+    if unsafe { libc::geteuid() } != 0 {
+        println!("skipped: needs root for a network namespace");
+        return;
+    }
+    std::thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            // SAFETY: gives this thread alone a new network namespace.
+            assert_eq!(unsafe { libc::unshare(libc::CLONE_NEWNET) }, 0, "unshare");
+            test();
+        });
+        if let Err(panic) = thread.join() {
+            std::panic::resume_unwind(panic);
+        }
+    });
+}
+
+/// A child of this thread is in this thread's namespace.
+fn run(program: &str, arguments: &[&str], input: &str) {
+    let mut child = Command::new(program)
+        .args(arguments)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap_or_else(|e| panic!("{program}: {e}"));
+    child.stdin.take().expect("piped").write_all(input.as_bytes()).expect("write");
+    let output = child.wait_with_output().expect("wait");
+    assert!(
+        output.status.success(),
+        "{program}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+}
+
+fn read() -> (Capture, Decoded) {
+    let capture = nf_tables::read().expect("read");
+    let loaded = Capture::load(&capture.save()).expect("load");
+    assert_eq!(loaded, capture);
+    let decoded = decode(&capture);
+    (capture, decoded)
+}
+
+/// With RECORD_CAPTURES set, writes what was read as a fixture of the unit tests.
+fn record(name: &str, capture: &Capture) {
+    if std::env::var_os("RECORD_CAPTURES").is_some() {
+        let path = format!("{}/tests/captures/{name}.nfcapture", env!("CARGO_MANIFEST_DIR"));
+        std::fs::write(path, capture.save()).expect("write the capture");
+    }
+}
+
+#[test]
+fn empty_namespace_is_an_empty_ruleset() {
+    in_namespace(|| {
+        let (_, decoded) = read();
+        assert!(decoded.ruleset.tables.is_empty());
+        assert!(decoded.ruleset.generation.is_some());
+        assert_eq!(links::addresses().expect("addresses"), []);
+        run("ip", &["addr", "add", "127.0.0.1/8", "dev", "lo"], "");
+        run("ip", &["addr", "add", "fd00::1/128", "dev", "lo"], "");
+        let found = links::addresses().expect("addresses");
+        let words: Vec<_> = found.iter().map(|a| format!("{} {}", a.address, a.link)).collect();
+        assert_eq!(words, ["127.0.0.1 lo", "fd00::1 lo"]);
+        assert_eq!(files::legacy_tables().expect("names"), Vec::<String>::new());
+    });
+}
+
+#[test]
+fn kube_proxy_nftables_as_of_1_35() {
+    in_namespace(|| {
+        run("nft", &["-f", "-"], include_str!("rules/kube-proxy-1.35.nft"));
+        let (capture, decoded) = read();
+        record("kube-proxy-1.35", &capture);
+        assert_eq!(decoded.unknown, []);
+    });
+}
+
+#[test]
+fn kube_proxy_nftables_as_of_1_37() {
+    in_namespace(|| {
+        run("nft", &["-f", "-"], include_str!("rules/kube-proxy-1.37.nft"));
+        let (capture, decoded) = read();
+        record("kube-proxy-1.37", &capture);
+        assert_eq!(decoded.unknown, []);
+    });
+}
+
+#[test]
+fn kube_proxy_iptables_nft() {
+    in_namespace(|| {
+        run("iptables-nft-restore", &[], include_str!("rules/kube-proxy-iptables.v4"));
+        run("ip6tables-nft-restore", &[], include_str!("rules/kube-proxy-iptables.v6"));
+        let (capture, decoded) = read();
+        record("kube-proxy-iptables", &capture);
+        assert_eq!(decoded.unknown, []);
+    });
+}
+
+#[test]
+fn rules_of_others() {
+    in_namespace(|| {
+        run("nft", &["-f", "-"], include_str!("rules/others.nft"));
+        let (capture, decoded) = read();
+        record("others", &capture);
+        // Every statement that is not understood is named; nothing else is.
+        let mut what: Vec<_> = decoded.unknown.iter().map(|u| u.what.to_string()).collect();
+        what.sort();
+        assert_eq!(
+            what,
+            [
+                "ct 17 set",
+                "exthdr",
+                "hash",
+                "limit",
+                "look-up with a key not understood: __map0",
+                "mark set from another field",
+                "nat to a range",
+                "nat to an address not understood",
+                "objref",
+                "payload write",
+            ]
+        );
+    });
+}
