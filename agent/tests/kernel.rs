@@ -3,6 +3,7 @@
 
 use agent::host::{files, links, nf_tables};
 use agent::netfilter::nftables::{Decoded, capture::Capture, decode};
+use agent::netfilter::ruleset::{Data, Op};
 use std::io::Write;
 use std::process::{Command, Stdio};
 
@@ -130,5 +131,92 @@ fn rules_of_others() {
                 "payload write",
             ]
         );
+    });
+}
+
+#[test]
+fn without_the_right_it_says_so() {
+    in_namespace(|| {
+        // SAFETY: the raw call changes this thread only, which ends with the test.
+        let dropped = unsafe { libc::syscall(libc::SYS_setresuid, 65534, 65534, 65534) };
+        assert_eq!(dropped, 0, "setresuid");
+        let error = nf_tables::read().expect_err("refused");
+        assert_eq!(error, nf_tables::ReadError::Permission);
+        assert!(error.to_string().contains("CAP_NET_ADMIN"), "{error}");
+    });
+}
+
+/// A writer replaces rules and elements all the time, each time all of them in one transaction to
+/// the same number. A reading is of one number only, or there is none.
+#[test]
+fn a_reading_is_never_of_two_generations() {
+    in_namespace(|| {
+        let mut script = String::new();
+        for n in [1, 2] {
+            script += &format!("cat > \"$D/{n}\" <<'END'\n");
+            for chain in 0..300 {
+                script += &format!("flush chain ip t c{chain}\n");
+                script += &format!("add rule ip t c{chain} meta mark set {n}\n");
+            }
+            script += "flush map ip t m\n";
+            for key in 0..300 {
+                script += &format!("add element ip t m {{ {} : {n} }}\n", key + 1);
+            }
+            script += "END\n";
+        }
+        let mut first = String::from("table ip t {\nmap m { type inet_service : mark; }\n");
+        for chain in 0..300 {
+            first += &format!("chain c{chain} {{ }}\n");
+        }
+        first += "}\n";
+        run("nft", &["-f", "-"], &first);
+        script += "while :; do nft -f $D/1 || exit 1; nft -f $D/2 || exit 1; done\n";
+        let folder = std::env::temp_dir().join(format!("kernel-test-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).expect("folder");
+        let mut writer = Command::new("sh")
+            .args(["-c", &script])
+            .env("D", &folder)
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("sh");
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
+        let (mut whole, mut torn) = (0, 0);
+        while whole < 20 && std::time::Instant::now() < deadline {
+            let capture = match nf_tables::read() {
+                Ok(capture) => capture,
+                Err(nf_tables::ReadError::Torn { .. }) => {
+                    torn += 1;
+                    continue;
+                }
+                Err(other) => panic!("{other}"),
+            };
+            let decoded = decode(&capture);
+            assert_eq!(decoded.unknown, []);
+            let table = &decoded.ruleset.tables[0];
+            let mut marks: Vec<u64> = Vec::new();
+            for rule in table.chains.iter().flat_map(|c| &c.rules) {
+                match rule.ops.as_slice() {
+                    [Op::SetMark { and: 0, xor }] => marks.push((*xor).into()),
+                    other => panic!("{other:?}"),
+                }
+            }
+            for element in &table.sets["m"].elements {
+                match element.data {
+                    Some(Data::Number(mark)) => marks.push(mark),
+                    ref other => panic!("{other:?}"),
+                }
+            }
+            if marks.is_empty() {
+                continue; // before the writer's first transaction
+            }
+            assert_eq!(marks.len(), 600);
+            assert!(marks.iter().all(|m| *m == marks[0]), "of two generations");
+            whole += 1;
+        }
+        writer.kill().expect("kill");
+        writer.wait().expect("wait");
+        let _ = std::fs::remove_dir_all(&folder);
+        println!("{whole} whole readings, {torn} given up as torn");
+        assert!(whole > 0, "no whole reading within the deadline");
     });
 }

@@ -228,9 +228,9 @@ fn kube_proxy_iptables() {
     assert_eq!(
         told(&web.rules[0].ops),
         [
+            &is(Field::L4proto, number(6)),
             &not(Field::Saddr, prefix("10.244.0.0/16")),
             &is(Field::Daddr, prefix("10.96.10.10/32")),
-            &is(Field::L4proto, number(6)),
             &is(Field::Dport, number(80)),
             &Op::Verdict(Verdict::Jump("KUBE-MARK-MASQ".into()))
         ]
