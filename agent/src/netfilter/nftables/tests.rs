@@ -315,6 +315,19 @@ fn intervals_concatenations_and_byte_orders() {
     assert!(matches!(hashed.last(), Some(Op::Dnat(NatTarget::Unknown(_)))), "{hashed:?}");
 }
 
+#[test]
+fn sctp_ports_behind_the_chunk_map() {
+    // struct xt_sctp_info: dpts 0, spts 4, chunkmap 8 (256 bytes), flags 284, invflags 288
+    let mut blob = vec![0u8; 296];
+    blob[0..2].copy_from_slice(&9999u16.to_ne_bytes());
+    blob[2..4].copy_from_slice(&9999u16.to_ne_bytes());
+    blob[284..288].copy_from_slice(&2u32.to_ne_bytes());
+    let (ops, _) = crate::netfilter::xtables::decode_match(TableFamily::Ip, "sctp", 0, &blob);
+    assert_eq!(told(&ops), [&is(Field::Dport, number(9999))]);
+    let (ops, _) = crate::netfilter::xtables::decode_match(TableFamily::Ip, "sctp", 0, &blob[..284]);
+    assert_eq!(ops, [Op::UnknownMatch("xt match sctp.0".into())]);
+}
+
 /// A small generator; the seed is in the message of a failure.
 struct Random(u64);
 
