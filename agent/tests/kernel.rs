@@ -1,6 +1,9 @@
 //! The reader against the real kernel, each test in a network namespace of its own thread. Needs
 //! root; without it each test says so and is skipped.
-#![allow(clippy::disallowed_types, reason = "tests may run programs, the agent may not")]
+#![allow(
+    clippy::disallowed_types,
+    reason = "tests may run programs, the agent may not"
+)]
 
 use agent::host::{files, links, nf_tables};
 use agent::netfilter::nftables::{Decoded, capture::Capture, decode};
@@ -36,7 +39,12 @@ fn run(program: &str, arguments: &[&str], input: &str) {
         .stderr(Stdio::piped())
         .spawn()
         .unwrap_or_else(|e| panic!("{program}: {e}"));
-    child.stdin.take().expect("piped").write_all(input.as_bytes()).expect("write");
+    child
+        .stdin
+        .take()
+        .expect("piped")
+        .write_all(input.as_bytes())
+        .expect("write");
     let output = child.wait_with_output().expect("wait");
     assert!(
         output.status.success(),
@@ -56,7 +64,10 @@ fn read() -> (Capture, Decoded) {
 /// With RECORD_CAPTURES set, writes what was read as a fixture of the unit tests.
 fn record(name: &str, capture: &Capture) {
     if std::env::var_os("RECORD_CAPTURES").is_some() {
-        let path = format!("{}/tests/captures/{name}.nfcapture", env!("CARGO_MANIFEST_DIR"));
+        let path = format!(
+            "{}/tests/captures/{name}.nfcapture",
+            env!("CARGO_MANIFEST_DIR")
+        );
         std::fs::write(path, capture.save()).expect("write the capture");
     }
 }
@@ -71,7 +82,10 @@ fn empty_namespace_is_an_empty_ruleset() {
         run("ip", &["addr", "add", "127.0.0.1/8", "dev", "lo"], "");
         run("ip", &["addr", "add", "fd00::1/128", "dev", "lo"], "");
         let found = links::addresses().expect("addresses");
-        let words: Vec<_> = found.iter().map(|a| format!("{} {}", a.address, a.link)).collect();
+        let words: Vec<_> = found
+            .iter()
+            .map(|a| format!("{} {}", a.address, a.link))
+            .collect();
         assert_eq!(words, ["127.0.0.1 lo", "fd00::1 lo"]);
         assert_eq!(files::legacy_tables().expect("names"), Vec::<String>::new());
     });
@@ -80,7 +94,11 @@ fn empty_namespace_is_an_empty_ruleset() {
 #[test]
 fn kube_proxy_nftables_as_of_1_35() {
     in_namespace(|| {
-        run("nft", &["-f", "-"], include_str!("rules/kube-proxy-1.35.nft"));
+        run(
+            "nft",
+            &["-f", "-"],
+            include_str!("rules/kube-proxy-1.35.nft"),
+        );
         let (capture, decoded) = read();
         record("kube-proxy-1.35", &capture);
         assert_eq!(decoded.unknown, []);
@@ -90,7 +108,11 @@ fn kube_proxy_nftables_as_of_1_35() {
 #[test]
 fn kube_proxy_nftables_as_of_1_37() {
     in_namespace(|| {
-        run("nft", &["-f", "-"], include_str!("rules/kube-proxy-1.37.nft"));
+        run(
+            "nft",
+            &["-f", "-"],
+            include_str!("rules/kube-proxy-1.37.nft"),
+        );
         let (capture, decoded) = read();
         record("kube-proxy-1.37", &capture);
         assert_eq!(decoded.unknown, []);
@@ -100,8 +122,16 @@ fn kube_proxy_nftables_as_of_1_37() {
 #[test]
 fn kube_proxy_iptables_nft() {
     in_namespace(|| {
-        run("iptables-nft-restore", &[], include_str!("rules/kube-proxy-iptables.v4"));
-        run("ip6tables-nft-restore", &[], include_str!("rules/kube-proxy-iptables.v6"));
+        run(
+            "iptables-nft-restore",
+            &[],
+            include_str!("rules/kube-proxy-iptables.v4"),
+        );
+        run(
+            "ip6tables-nft-restore",
+            &[],
+            include_str!("rules/kube-proxy-iptables.v6"),
+        );
         let (capture, decoded) = read();
         record("kube-proxy-iptables", &capture);
         assert_eq!(decoded.unknown, []);

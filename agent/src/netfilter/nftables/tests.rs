@@ -9,19 +9,38 @@ use crate::netfilter::ruleset::{
 };
 
 const CAPTURES: [(&str, &[u8]); 4] = [
-    ("1.35", include_bytes!("../../../tests/captures/kube-proxy-1.35.nfcapture")),
-    ("1.37", include_bytes!("../../../tests/captures/kube-proxy-1.37.nfcapture")),
-    ("iptables", include_bytes!("../../../tests/captures/kube-proxy-iptables.nfcapture")),
-    ("others", include_bytes!("../../../tests/captures/others.nfcapture")),
+    (
+        "1.35",
+        include_bytes!("../../../tests/captures/kube-proxy-1.35.nfcapture"),
+    ),
+    (
+        "1.37",
+        include_bytes!("../../../tests/captures/kube-proxy-1.37.nfcapture"),
+    ),
+    (
+        "iptables",
+        include_bytes!("../../../tests/captures/kube-proxy-iptables.nfcapture"),
+    ),
+    (
+        "others",
+        include_bytes!("../../../tests/captures/others.nfcapture"),
+    ),
 ];
 
 fn capture(name: &str) -> Capture {
-    let (_, bytes) = CAPTURES.iter().find(|(n, _)| *n == name).expect("a capture of that name");
+    let (_, bytes) = CAPTURES
+        .iter()
+        .find(|(n, _)| *n == name)
+        .expect("a capture of that name");
     Capture::load(bytes).expect("a whole capture")
 }
 
 fn table<'a>(decoded: &'a Decoded, family: TableFamily, name: &str) -> &'a Table {
-    let found = decoded.ruleset.tables.iter().find(|t| t.family == family && &*t.name == name);
+    let found = decoded
+        .ruleset
+        .tables
+        .iter()
+        .find(|t| t.family == family && &*t.name == name);
     found.expect("the table")
 }
 
@@ -30,11 +49,21 @@ fn ops<'a>(table: &'a Table, chain: &str, rule: usize) -> &'a [Op] {
 }
 
 fn is(field: Field, value: Value) -> Op {
-    Op::Match(Match { field, mask: None, any_of: vec![value], negated: false })
+    Op::Match(Match {
+        field,
+        mask: None,
+        any_of: vec![value],
+        negated: false,
+    })
 }
 
 fn not(field: Field, value: Value) -> Op {
-    Op::Match(Match { field, mask: None, any_of: vec![value], negated: true })
+    Op::Match(Match {
+        field,
+        mask: None,
+        any_of: vec![value],
+        negated: true,
+    })
 }
 
 fn number(n: u64) -> Value {
@@ -62,19 +91,40 @@ fn kube_proxy_1_35() {
     assert_eq!(decoded.unknown, []);
     let ip = table(&decoded, TableFamily::Ip, "kube-proxy");
 
-    let prerouting = ip.chain("nat-prerouting").expect("chain").hook.expect("hook");
+    let prerouting = ip
+        .chain("nat-prerouting")
+        .expect("chain")
+        .hook
+        .expect("hook");
     assert_eq!(
-        (prerouting.point, prerouting.priority, prerouting.kind, prerouting.policy_drop),
+        (
+            prerouting.point,
+            prerouting.priority,
+            prerouting.kind,
+            prerouting.policy_drop
+        ),
         (HookPoint::Prerouting, -100, ChainType::Nat, false)
     );
-    let early = ip.chain("filter-prerouting-pre-dnat").expect("chain").hook.expect("hook");
+    let early = ip
+        .chain("filter-prerouting-pre-dnat")
+        .expect("chain")
+        .hook
+        .expect("hook");
     assert_eq!((early.priority, early.kind), (-110, ChainType::Filter));
 
     let key = vec![Field::Daddr, Field::L4proto, Field::Dport];
-    let lookup = Lookup { key, set: "service-ips".into(), negated: false };
+    let lookup = Lookup {
+        key,
+        set: "service-ips".into(),
+        negated: false,
+    };
     assert_eq!(ops(ip, "services", 0), [Op::VerdictMap(lookup)]);
     let key = vec![Field::L4proto, Field::Dport];
-    let lookup = Lookup { key, set: "service-nodeports".into(), negated: false };
+    let lookup = Lookup {
+        key,
+        set: "service-nodeports".into(),
+        negated: false,
+    };
     assert_eq!(
         ops(ip, "services", 1),
         [
@@ -90,7 +140,11 @@ fn kube_proxy_1_35() {
     let key = [prefix("10.96.10.10/32"), number(6), number(80)];
     assert_eq!(find(ips, &key), Some(&Data::Verdict(goto(WEB))));
     let none = &ip.sets["no-endpoint-services"];
-    let dns = none.elements.iter().find(|e| e.key[1] == number(17)).expect("element");
+    let dns = none
+        .elements
+        .iter()
+        .find(|e| e.key[1] == number(17))
+        .expect("element");
     assert_eq!(dns.data, Some(Data::Verdict(Verdict::Drop)));
     assert_eq!(dns.comment.as_deref(), Some("shop/itp:dns"));
 
@@ -102,12 +156,21 @@ fn kube_proxy_1_35() {
             Op::Verdict(Verdict::Jump("mark-for-masquerade".into()))
         ]
     );
-    let [Op::NumgenVerdictMap { modulus: 2, offset: 0, map, incremental: false }] =
-        ops(ip, WEB, 1)
+    let [
+        Op::NumgenVerdictMap {
+            modulus: 2,
+            offset: 0,
+            map,
+            incremental: false,
+        },
+    ] = ops(ip, WEB, 1)
     else {
         panic!("{:?}", ops(ip, WEB, 1));
     };
-    assert_eq!(find(&ip.sets[map], &[number(0)]), Some(&Data::Verdict(goto(WEB_ENDPOINT))));
+    assert_eq!(
+        find(&ip.sets[map], &[number(0)]),
+        Some(&Data::Verdict(goto(WEB_ENDPOINT)))
+    );
     assert_eq!(
         ops(ip, WEB_ENDPOINT, 1),
         [
@@ -124,7 +187,10 @@ fn kube_proxy_1_35() {
     assert_eq!(
         ops(ip, "service-G5HJIGAW-shop/sticky/tcp/http", 1),
         [
-            Op::AffinityCheck { list: list.clone(), seconds: Some(10800) },
+            Op::AffinityCheck {
+                list: list.clone(),
+                seconds: Some(10800)
+            },
             Op::Verdict(goto(&format!("endpoint-{sticky}")))
         ]
     );
@@ -135,19 +201,37 @@ fn kube_proxy_1_35() {
     assert!(ip.sets[&list].dynamic && ip.sets[&list].unread.is_some());
 
     let firewall = ops(ip, "firewall-2ECW3NZX-shop/lb/tcp/https", 0);
-    let [Op::Lookup(Lookup { key, set, negated: true }), Op::Verdict(Verdict::Drop)] = firewall
+    let [
+        Op::Lookup(Lookup {
+            key,
+            set,
+            negated: true,
+        }),
+        Op::Verdict(Verdict::Drop),
+    ] = firewall
     else {
         panic!("{firewall:?}");
     };
     assert_eq!(*key, [Field::Saddr]);
-    let ranges: Vec<_> = ip.sets[set].elements.iter().map(|e| e.key[0].clone()).collect();
+    let ranges: Vec<_> = ip.sets[set]
+        .elements
+        .iter()
+        .map(|e| e.key[0].clone())
+        .collect();
     assert_eq!(
         ranges,
-        [prefix("192.168.0.0/24"), prefix("198.51.100.0/24"), prefix("203.0.113.50/32")]
+        [
+            prefix("192.168.0.0/24"),
+            prefix("198.51.100.0/24"),
+            prefix("203.0.113.50/32")
+        ]
     );
 
     let checked = &ip.chain("cluster-ips-check").expect("chain").rules[0];
-    assert_eq!(checked.comment.as_deref(), Some("Reject traffic to invalid ports of ClusterIPs"));
+    assert_eq!(
+        checked.comment.as_deref(),
+        Some("Reject traffic to invalid ports of ClusterIPs")
+    );
     assert_eq!(checked.ops[1], Op::Reject);
     let any = |negated| {
         Op::Match(Match {
@@ -157,10 +241,25 @@ fn kube_proxy_1_35() {
             negated,
         })
     };
-    assert_eq!(ops(ip, "masquerading", 0), [any(false), Op::Verdict(Verdict::Return)]);
-    assert_eq!(ops(ip, "masquerading", 1), [Op::SetMark { and: !0, xor: 0x4000 }]);
+    assert_eq!(
+        ops(ip, "masquerading", 0),
+        [any(false), Op::Verdict(Verdict::Return)]
+    );
+    assert_eq!(
+        ops(ip, "masquerading", 1),
+        [Op::SetMark {
+            and: !0,
+            xor: 0x4000
+        }]
+    );
     assert_eq!(ops(ip, "masquerading", 2), [Op::Masquerade]);
-    assert_eq!(ops(ip, "mark-for-masquerade", 0), [Op::SetMark { and: !0x4000, xor: 0x4000 }]);
+    assert_eq!(
+        ops(ip, "mark-for-masquerade", 0),
+        [Op::SetMark {
+            and: !0x4000,
+            xor: 0x4000
+        }]
+    );
     let new = Op::Match(Match {
         field: Field::CtState,
         mask: Some(8),
@@ -175,19 +274,36 @@ fn kube_proxy_1_37() {
     let decoded = decode(&capture("1.37"));
     assert_eq!(decoded.unknown, []);
     let ip = table(&decoded, TableFamily::Ip, "kube-proxy");
-    let [tcp, Op::Dnat(NatTarget::NumgenMap { modulus: 2, offset: 0, map, incremental: false })] =
-        ops(ip, WEB, 0)
+    let [
+        tcp,
+        Op::Dnat(NatTarget::NumgenMap {
+            modulus: 2,
+            offset: 0,
+            map,
+            incremental: false,
+        }),
+    ] = ops(ip, WEB, 0)
     else {
         panic!("{:?}", ops(ip, WEB, 0));
     };
     assert_eq!(*tcp, is(Field::L4proto, number(6)));
     let endpoint = |text: &str, port| Data::Endpoint(text.parse().expect("address"), Some(port));
-    assert_eq!(find(&ip.sets[map], &[number(0)]), Some(&endpoint("10.244.1.10", 8080)));
-    assert_eq!(find(&ip.sets[map], &[number(1)]), Some(&endpoint("10.244.2.20", 8080)));
+    assert_eq!(
+        find(&ip.sets[map], &[number(0)]),
+        Some(&endpoint("10.244.1.10", 8080))
+    );
+    assert_eq!(
+        find(&ip.sets[map], &[number(1)]),
+        Some(&endpoint("10.244.2.20", 8080))
+    );
 
     let hairpin = ops(ip, "masquerading", 1);
     let key = vec![Field::Saddr, Field::Daddr, Field::L4proto, Field::Dport];
-    let lookup = Lookup { key, set: "hairpin-connections".into(), negated: false };
+    let lookup = Lookup {
+        key,
+        set: "hairpin-connections".into(),
+        negated: false,
+    };
     let dnat = Op::Match(Match {
         field: Field::CtStatus,
         mask: Some(0x20),
@@ -201,7 +317,10 @@ fn kube_proxy_1_37() {
     else {
         panic!("{:?}", ops(ip6, "service-A-ns/svc/tcp/", 0));
     };
-    assert_eq!(find(&ip6.sets[map], &[number(1)]), Some(&endpoint("fd00::2", 80)));
+    assert_eq!(
+        find(&ip6.sets[map], &[number(1)]),
+        Some(&endpoint("fd00::2", 80))
+    );
     assert_eq!(
         ops(ip6, "service-B-ns/one/tcp/", 0)[1],
         Op::Dnat(NatTarget::Fixed {
@@ -224,7 +343,10 @@ fn kube_proxy_iptables() {
     assert_eq!(decoded.unknown, []);
     let nat = table(&decoded, TableFamily::Ip, "nat");
     let web = nat.chain("KUBE-SVC-67NZLRHBNDSAWJRO").expect("chain");
-    assert_eq!(web.rules[1].comment.as_deref(), Some("shop/web:http -> 10.244.1.10:8080"));
+    assert_eq!(
+        web.rules[1].comment.as_deref(),
+        Some("shop/web:http -> 10.244.1.10:8080")
+    );
     assert_eq!(
         told(&web.rules[0].ops),
         [
@@ -254,7 +376,10 @@ fn kube_proxy_iptables() {
     assert_eq!(
         told(ops(nat, "KUBE-SVC-25FJTMN2OLOPNGWS", 1)),
         [
-            &Op::AffinityCheck { list: list.clone(), seconds: Some(10800) },
+            &Op::AffinityCheck {
+                list: list.clone(),
+                seconds: Some(10800)
+            },
             &Op::Verdict(Verdict::Jump(list.clone()))
         ]
     );
@@ -263,12 +388,20 @@ fn kube_proxy_iptables() {
     assert_eq!(local[0], &is(Field::SaddrType, number(2)));
     assert_eq!(
         told(ops(nat, "KUBE-MARK-MASQ", 0)),
-        [&Op::SetMark { and: !0x4000, xor: 0x4000 }]
+        [&Op::SetMark {
+            and: !0x4000,
+            xor: 0x4000
+        }]
     );
     assert_eq!(told(ops(nat, "KUBE-POSTROUTING", 2)), [&Op::Masquerade]);
     let filter = table(&decoded, TableFamily::Ip, "filter");
     let refused = filter.chain("KUBE-EXTERNAL-SERVICES").expect("chain");
-    assert!(refused.rules.iter().any(|r| r.ops.last() == Some(&Op::Reject)));
+    assert!(
+        refused
+            .rules
+            .iter()
+            .any(|r| r.ops.last() == Some(&Op::Reject))
+    );
     let ip6 = table(&decoded, TableFamily::Ip6, "nat");
     let to = Op::Dnat(NatTarget::Fixed {
         address: Some("fd00:10:244::5".parse().expect("address")),
@@ -282,7 +415,11 @@ fn intervals_concatenations_and_byte_orders() {
     let decoded = decode(&capture("others"));
     let inet = table(&decoded, TableFamily::Inet, "others");
     let keys = |set: &str| {
-        let mut keys: Vec<_> = inet.sets[set].elements.iter().map(|e| e.key.clone()).collect();
+        let mut keys: Vec<_> = inet.sets[set]
+            .elements
+            .iter()
+            .map(|e| e.key.clone())
+            .collect();
         keys.sort_by_key(|k| format!("{k:?}"));
         keys
     };
@@ -298,8 +435,14 @@ fn intervals_concatenations_and_byte_orders() {
         ]
     );
     assert_eq!(keys("nets6"), [vec![prefix("fd00::/8")]]);
-    assert_eq!(keys("ports"), [vec![Value::Number(1000, 2000)], vec![number(80)]]);
-    assert_eq!(keys("marks"), [vec![Value::Number(16, 32)], vec![number(0x4000)]]);
+    assert_eq!(
+        keys("ports"),
+        [vec![Value::Number(1000, 2000)], vec![number(80)]]
+    );
+    assert_eq!(
+        keys("marks"),
+        [vec![Value::Number(16, 32)], vec![number(0x4000)]]
+    );
     assert_eq!(keys("plainmarks"), [vec![number(16)], vec![number(0x4000)]]);
     assert_eq!(
         keys("pairs"),
@@ -311,8 +454,14 @@ fn intervals_concatenations_and_byte_orders() {
     assert_eq!(keys("links")[0], [Value::Name("cali1".into(), false)]);
     // A hash decides: nothing may be claimed about where this goes.
     let hashed = ops(inet, "pre", 4);
-    assert!(hashed.contains(&Op::UnknownMatch("hash".into())), "{hashed:?}");
-    assert!(matches!(hashed.last(), Some(Op::Dnat(NatTarget::Unknown(_)))), "{hashed:?}");
+    assert!(
+        hashed.contains(&Op::UnknownMatch("hash".into())),
+        "{hashed:?}"
+    );
+    assert!(
+        matches!(hashed.last(), Some(Op::Dnat(NatTarget::Unknown(_)))),
+        "{hashed:?}"
+    );
 }
 
 #[test]
@@ -324,7 +473,8 @@ fn sctp_ports_behind_the_chunk_map() {
     blob[284..288].copy_from_slice(&2u32.to_ne_bytes());
     let (ops, _) = crate::netfilter::xtables::decode_match(TableFamily::Ip, "sctp", 0, &blob);
     assert_eq!(told(&ops), [&is(Field::Dport, number(9999))]);
-    let (ops, _) = crate::netfilter::xtables::decode_match(TableFamily::Ip, "sctp", 0, &blob[..284]);
+    let (ops, _) =
+        crate::netfilter::xtables::decode_match(TableFamily::Ip, "sctp", 0, &blob[..284]);
     assert_eq!(ops, [Op::UnknownMatch("xt match sctp.0".into())]);
 }
 
@@ -400,7 +550,12 @@ fn a_rule_cut_off_is_unknown_and_not_shorter() {
     }
     let after = decode(&cut);
     let rules = |d: &Decoded| -> usize {
-        d.ruleset.tables.iter().flat_map(|t| &t.chains).map(|c| c.rules.len()).sum()
+        d.ruleset
+            .tables
+            .iter()
+            .flat_map(|t| &t.chains)
+            .map(|c| c.rules.len())
+            .sum()
     };
     assert_eq!(rules(&before), rules(&after));
     assert!(after.unknown.len() >= rules(&after));
@@ -409,7 +564,10 @@ fn a_rule_cut_off_is_unknown_and_not_shorter() {
 #[test]
 fn other_files_are_refused() {
     assert_eq!(Capture::load(b""), Err(LoadError::NotACapture));
-    assert_eq!(Capture::load(b"nfcapt\r\n\x09\x01"), Err(LoadError::Version(9)));
+    assert_eq!(
+        Capture::load(b"nfcapt\r\n\x09\x01"),
+        Err(LoadError::Version(9))
+    );
     let mut saved = Capture::default().save();
     saved.push(0);
     assert_eq!(Capture::load(&saved), Err(LoadError::Damaged));
