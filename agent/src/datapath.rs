@@ -111,19 +111,19 @@ pub fn found(ruleset: &Ruleset, profile: &ProxyProfile) -> Vec<DatapathFound> {
             });
         }
     }
-    if let Some(mode) = &profile.mode {
-        if !all.iter().any(|f| f.state == DatapathState::InCharge) && mode.value != ProxyMode::Ipvs
-        {
-            all.push(DatapathFound {
-                name: format!("kube-proxy/{}", mode.value).into(),
-                version,
-                state: DatapathState::InCharge,
-                why: format!(
-                    "kube-proxy's mode is {}, but none of its rules are there",
-                    mode.value
-                ),
-            });
-        }
+    if let Some(mode) = &profile.mode
+        && !all.iter().any(|f| f.state == DatapathState::InCharge)
+        && mode.value != ProxyMode::Ipvs
+    {
+        all.push(DatapathFound {
+            name: format!("kube-proxy/{}", mode.value).into(),
+            version,
+            state: DatapathState::InCharge,
+            why: format!(
+                "kube-proxy's mode is {}, but none of its rules are there",
+                mode.value
+            ),
+        });
     }
     all.sort_by_key(|f| f.state);
     all
@@ -158,10 +158,10 @@ pub fn snapshot(
     for family in Family::ALL {
         let wanted = desired.keys().any(|f| f.family() == family);
         let there = datapath.is_some_and(|d| d.has_family(ruleset, family));
-        if let Some(datapath) = datapath {
-            if wanted || there {
-                hooks.extend(datapath.hooks(ruleset, family));
-            }
+        if let Some(datapath) = datapath
+            && (wanted || there)
+        {
+            hooks.extend(datapath.hooks(ruleset, family));
         }
         if !wanted && !there {
             // Neither asked for nor programmed: not judged.

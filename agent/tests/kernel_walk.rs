@@ -1,6 +1,11 @@
 //! The worked examples of kube-proxy.md 3.12 and 5.10, loaded into a real kernel, read back and
 //! walked: three writers, one table.
 
+#![expect(
+    clippy::disallowed_types,
+    reason = "the agent runs no program; its tests do"
+)]
+
 use agent::datapath;
 use agent::host::nf_tables;
 use agent::netfilter::nftables;

@@ -1,5 +1,10 @@
 //! The built program, where it needs no right and no cluster: exit codes, messages, no crash.
 
+#![expect(
+    clippy::disallowed_types,
+    reason = "the agent runs no program; its tests do"
+)]
+
 use std::path::Path;
 use std::process::{Command, Output};
 

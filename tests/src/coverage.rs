@@ -918,7 +918,7 @@ fn port_rows(
             rows.insert("2.5 Local and hints");
         }
     }
-    if !(itp && !outside) {
+    if !itp || outside {
         hint_rows(&list, &ready, place, rows);
     }
     let local = local_ready || local_fallback;

@@ -277,7 +277,7 @@ impl Generator<'_> {
         let index = self.out.services.len();
         let namespace = NAMESPACES[index % NAMESPACES.len()].to_owned();
         // Neighbours of every other group of four share their name.
-        let number = if (index / 4) % 2 == 0 {
+        let number = if (index / 4).is_multiple_of(2) {
             index / 4 * 4
         } else {
             index

@@ -2,7 +2,6 @@
 //! side, and not one finding.
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -357,7 +356,11 @@ fn weighty(asked: &Asked) -> BTreeSet<String> {
 }
 
 /// Asks every node both ways, [`PARALLEL`] at a time.
-fn ask_all(laboratory: &Laboratory, folder: &Folder, manifests: &PathBuf) -> Result<Vec<Line>> {
+fn ask_all(
+    laboratory: &Laboratory,
+    folder: &Folder,
+    manifests: &std::path::Path,
+) -> Result<Vec<Line>> {
     let next = std::sync::atomic::AtomicUsize::new(0);
     let work = || -> Result<Vec<(usize, Line)>> {
         let mut done = Vec::new();
@@ -391,7 +394,7 @@ fn ask_all(laboratory: &Laboratory, folder: &Folder, manifests: &PathBuf) -> Res
 fn ask_one(
     laboratory: &Laboratory,
     folder: &Folder,
-    manifests: &PathBuf,
+    manifests: &std::path::Path,
     station: &Station,
 ) -> Result<Line> {
     let start = Instant::now();

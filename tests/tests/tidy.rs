@@ -177,10 +177,12 @@ fn dependencies_are_pinned_in_the_workspace_only() {
         for line in text.lines() {
             if line.starts_with('[') {
                 inside = line.contains("dependencies");
-            } else if inside && line.contains('=') && !line.starts_with('#') {
-                if !line.contains("workspace") {
-                    found.push(format!("{krate}: {line}"));
-                }
+            } else if inside
+                && line.contains('=')
+                && !line.starts_with('#')
+                && !line.contains("workspace")
+            {
+                found.push(format!("{krate}: {line}"));
             }
         }
     }

@@ -23,6 +23,9 @@ use sets::{Described, RawElement, Use};
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
+/// Elements by table and set, and whether some could not be read.
+type RawSets = HashMap<(usize, Arc<str>), (Vec<RawElement>, bool)>;
+
 /// A decoded capture.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Decoded {
@@ -361,11 +364,7 @@ impl Decoder {
         }
     }
 
-    fn damaged_elements(
-        &mut self,
-        message: &[u8],
-        raw: &mut HashMap<(usize, Arc<str>), (Vec<RawElement>, bool)>,
-    ) {
+    fn damaged_elements(&mut self, message: &[u8], raw: &mut RawSets) {
         self.nowhere(message, "elements not understood");
         let find = |wanted: u16| {
             Attributes::new(message.get(4..).unwrap_or_default())

@@ -81,7 +81,7 @@ pub fn parse(text: &str) -> Metrics {
 
 /// Seconds since the epoch, in milliseconds. 0 is a gauge that was never set.
 fn millis(seconds: f64) -> Option<u64> {
-    (seconds > 0.0 && seconds.is_finite()).then(|| (seconds * 1e3) as u64)
+    (seconds > 0.0 && seconds.is_finite()).then_some((seconds * 1e3) as u64)
 }
 
 type Labels = Vec<(String, String)>;
@@ -159,7 +159,7 @@ kubeproxy_nan NaN
         );
         assert!(found.is_kube_proxy && found.health.per_family);
         assert_eq!(found.version.unwrap().to_string(), "v1.34.4");
-        assert_eq!(found.gates["AllowServiceExternalIPs"], false);
+        assert!(!found.gates["AllowServiceExternalIPs"]);
         assert_eq!(found.gates.len(), 2);
         assert_eq!(found.health.started, Some(1_700_000_000_000));
         assert_eq!(found.health.changes_total, Some(15));

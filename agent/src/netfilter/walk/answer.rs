@@ -363,10 +363,10 @@ fn complement(ranges: &[IpNet]) -> Vec<IpNet> {
         while let Some(p) = todo.pop() {
             if !super::source::overlap(&p, r) {
                 next.push(p);
-            } else if !r.contains(&p) {
-                if let Ok(halves) = p.subnets(p.prefix_len() + 1) {
-                    todo.extend(halves);
-                }
+            } else if !r.contains(&p)
+                && let Ok(halves) = p.subnets(p.prefix_len() + 1)
+            {
+                todo.extend(halves);
             }
         }
         left = next;

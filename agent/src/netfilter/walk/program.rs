@@ -199,10 +199,10 @@ impl Candidates<'_> {
     pub fn next(&mut self) -> Option<u32> {
         let mut best: Option<(usize, u32)> = None;
         for (i, list) in self.lists.iter().enumerate() {
-            if let Some(&rule) = list.first() {
-                if best.is_none_or(|(_, b)| rule < b) {
-                    best = Some((i, rule));
-                }
+            if let Some(&rule) = list.first()
+                && best.is_none_or(|(_, b)| rule < b)
+            {
+                best = Some((i, rule));
             }
         }
         let (i, rule) = best?;
