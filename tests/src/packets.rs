@@ -146,7 +146,9 @@ fn choose(station: &Station, rows: &[Value]) -> Vec<Attempt> {
             IpAddr::V6(v6) => !v6.is_loopback() && v6.segments()[0] & 0xffc0 != 0xfe80,
         };
         // The API server does not answer in clear text.
-        let own = rows.iter().any(|row| text(&row["service"]).starts_with("default/"));
+        let own = rows
+            .iter()
+            .any(|row| text(&row["service"]).starts_with("default/"));
         if protocol == "SCTP" || own || !reachable {
             continue;
         }

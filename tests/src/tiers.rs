@@ -205,8 +205,10 @@ fn run_tier(tier: Tier, targets: &[String], only: Option<&str>) -> Result<Count>
         Run::Kernel(_) => tier == Tier::Kernel,
         Run::Cluster(_) => tier == Tier::Cluster,
     };
+    let unproven = checks::UNPROVEN.iter().filter(|_| only.is_some());
     let chosen: Vec<&Check> = checks::ALL
         .iter()
+        .chain(unproven)
         .filter(of_tier)
         .filter(|check| only.is_none_or(|only| check.name == only))
         .collect();
