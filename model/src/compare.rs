@@ -495,4 +495,4 @@ fn is_conflict(wanted: &OneOf<Forwarding>) -> bool {
 }
 
 #[cfg(test)]
-mod tests;
+mod cases;
