@@ -47,14 +47,8 @@ impl Programs {
     pub fn build() -> Result<Programs> {
         let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
         let output = Command::new(cargo)
-            .args([
-                "build",
-                "--package",
-                "agent",
-                "--package",
-                "aggregator",
-                "--bins",
-            ])
+            // Of the whole workspace: with the features that `cargo lab` and `cargo test` have.
+            .args(["build", "--workspace", "--bins"])
             .args(["--message-format", "json-render-diagnostics"])
             .current_dir(cache::workspace())
             .stderr(Stdio::inherit())
