@@ -9,7 +9,7 @@ use agent::host::{files, links, nf_tables};
 use agent::netfilter::nftables::{Decoded, capture::Capture, decode};
 use agent::netfilter::ruleset::{Data, Op};
 use std::io::Write;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 
 /// Runs on a new thread in a new network namespace, which ends with it.
 fn in_namespace(test: impl FnOnce() + Send) {
@@ -51,6 +51,17 @@ fn run(program: &str, arguments: &[&str], input: &str) {
         "{program}: {}",
         String::from_utf8_lossy(&output.stderr)
     );
+}
+
+/// A child that ends with the test, whether or not it passes: one that lives on keeps the
+/// outputs of the test open, and whoever reads those waits for ever.
+struct Ended(Child);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }
 
 fn read() -> (Capture, Decoded) {
@@ -204,12 +215,14 @@ fn a_reading_is_never_of_two_generations() {
         script += "while :; do nft -f $D/1 || exit 1; nft -f $D/2 || exit 1; done\n";
         let folder = std::env::temp_dir().join(format!("kernel-test-{}", std::process::id()));
         std::fs::create_dir_all(&folder).expect("folder");
-        let mut writer = Command::new("sh")
+        let writer = Command::new("sh")
             .args(["-c", &script])
             .env("D", &folder)
+            .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
             .expect("sh");
+        let writer = Ended(writer);
         let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
         let (mut whole, mut torn) = (0, 0);
         while whole < 20 && std::time::Instant::now() < deadline {
@@ -244,10 +257,69 @@ fn a_reading_is_never_of_two_generations() {
             assert!(marks.iter().all(|m| *m == marks[0]), "of two generations");
             whole += 1;
         }
-        writer.kill().expect("kill");
-        writer.wait().expect("wait");
+        drop(writer);
         let _ = std::fs::remove_dir_all(&folder);
         println!("{whole} whole readings, {torn} given up as torn");
         assert!(whole > 0, "no whole reading within the deadline");
+    });
+}
+
+/// A set that grows and shrinks is hashed anew by the kernel, after the commit and while it is
+/// read: whatever is read, each element is there, and once.
+#[test]
+fn a_set_that_is_hashed_anew_is_whole() {
+    const ELEMENTS: usize = 4000;
+    in_namespace(|| {
+        let folder = std::env::temp_dir().join(format!("kernel-hashed-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).expect("folder");
+        let elements: Vec<String> = (0..ELEMENTS).map(|n| n.to_string()).collect();
+        let fill = format!("add element ip t s {{ {} }}\n", elements.join(", "));
+        std::fs::write(folder.join("fill"), fill).expect("write");
+        run(
+            "nft",
+            &["add table ip t; add set ip t s { type mark; }"],
+            "",
+        );
+        let writer = Command::new("sh")
+            .arg("-c")
+            .arg("while :; do nft -f $D/fill || exit 1; nft flush set ip t s || exit 1; done")
+            .env("D", &folder)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("sh");
+        let writer = Ended(writer);
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
+        let (mut full, mut empty, mut torn) = (0, 0, 0);
+        while full < 40 && std::time::Instant::now() < deadline {
+            let capture = match nf_tables::read() {
+                Ok(capture) => capture,
+                Err(nf_tables::ReadError::Torn { .. }) => {
+                    torn += 1;
+                    continue;
+                }
+                Err(other) => panic!("{other}"),
+            };
+            let decoded = decode(&capture);
+            let set = &decoded.ruleset.tables[0].sets["s"];
+            let mut keys: Vec<_> = set
+                .elements
+                .iter()
+                .map(|element| format!("{:?}", element.key))
+                .collect();
+            keys.sort();
+            keys.dedup();
+            assert_eq!(keys.len(), set.elements.len(), "some came twice");
+            assert!([0, ELEMENTS].contains(&keys.len()), "{} came", keys.len());
+            *(if keys.is_empty() {
+                &mut empty
+            } else {
+                &mut full
+            }) += 1;
+        }
+        drop(writer);
+        let _ = std::fs::remove_dir_all(&folder);
+        println!("{full} full and {empty} empty readings, {torn} given up as torn");
+        assert!(full > 0, "never read full");
     });
 }

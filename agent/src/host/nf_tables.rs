@@ -3,7 +3,8 @@
 
 use super::netlink::{Family, Netlink, NetlinkError, Question};
 use crate::netfilter::nftables::attributes::{Attributes, be16, be32, c_string};
-use crate::netfilter::nftables::capture::Capture;
+use crate::netfilter::nftables::capture::{Capture, Messages};
+use std::collections::HashSet;
 use std::time::Duration;
 
 /// Above this many rules (upper bound by `NFTA_CHAIN_USE`) in a table one dump for each chain is
@@ -129,9 +130,9 @@ fn read_once(netlink: &mut Netlink) -> Result<Capture, ReadError> {
             table,
             set,
         };
-        ask(netlink, &question, stamp, |message| {
-            capture.elements.push(message)
-        })?;
+        capture
+            .elements
+            .append(elements(netlink, &question, stamp)?);
     }
 
     // The stamp in each message is the generation's low 16 bits only.
@@ -141,6 +142,53 @@ fn read_once(netlink: &mut Netlink) -> Result<Capture, ReadError> {
     } else {
         Err(ReadError::Torn { tries: 1 })
     }
+}
+
+/// A set's content, each element once.
+///
+/// A set that grows or shrinks is hashed anew by a worker after the commit
+/// (`net/netfilter/nft_set_hash.c`, `lib/rhashtable.c`): without a change of generation. A dump
+/// goes on in each datagram from the *number* of elements it gave before, so one that is caught by
+/// it gives some elements twice and misses others. As many are given as there are or more, so none
+/// is missing where none came twice.
+fn elements(
+    netlink: &mut Netlink,
+    question: &Question<'_>,
+    stamp: u16,
+) -> Result<Messages, ReadError> {
+    for attempt in 1..=TRIES {
+        let mut messages = Messages::default();
+        let mut seen = HashSet::new();
+        let mut twice = false;
+        ask(netlink, question, stamp, |message| {
+            for (_, element) in Attributes::new(find(message, 3)) {
+                twice |= !seen.insert(identity(element));
+            }
+            messages.push(message);
+        })?;
+        if !twice {
+            return Ok(messages);
+        }
+        if attempt < TRIES {
+            std::thread::sleep(Duration::from_millis(u64::from(attempt) * 5));
+        }
+    }
+    Err(ReadError::Torn { tries: 1 })
+}
+
+/// What makes an element of a set another one: key, end of key, and whether it ends an interval or
+/// catches all (`NFTA_SET_ELEM_KEY`, `_KEY_END`, `_FLAGS`).
+fn identity(element: &[u8]) -> (Vec<u8>, Vec<u8>, u32) {
+    let mut identity = (Vec::new(), Vec::new(), 0);
+    for (kind, value) in Attributes::new(element) {
+        match kind {
+            1 => identity.0 = value.to_vec(),
+            3 => identity.2 = be32(value).unwrap_or(0) & 3,
+            10 => identity.1 = value.to_vec(),
+            _ => {}
+        }
+    }
+    identity
 }
 
 /// `NFPROTO_INET`, `NFPROTO_IPV4`, `NFPROTO_IPV6`.

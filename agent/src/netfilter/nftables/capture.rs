@@ -18,6 +18,11 @@ impl Messages {
         self.bytes.extend_from_slice(message);
     }
 
+    /// Adds all of `more`.
+    pub fn append(&mut self, more: Messages) {
+        self.bytes.extend_from_slice(&more.bytes);
+    }
+
     /// In the order in which they came.
     pub fn iter(&self) -> impl Iterator<Item = &[u8]> {
         let mut rest = self.bytes.as_slice();
