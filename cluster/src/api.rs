@@ -460,6 +460,11 @@ impl Follower {
                         self.say(Said::Alive(self.collection)).await?;
                     }
                 }
+                // A watch cache says it as the first event of a stream that it opened (`newErrWatcher`).
+                WatchEvent::Error(status) if seen.is_some() && cannot_stream(&status) => {
+                    self.streams = false;
+                    return Ok(());
+                }
                 WatchEvent::Error(status) => return Err(status_trouble(&status)),
             }
         }

@@ -334,3 +334,33 @@ async fn kept_addresses_are_tried_when_the_configured_one_fails() {
     door.failed();
     assert!(door.url().starts_with("http://127.0.0.1"));
 }
+
+#[tokio::test]
+async fn storage_that_cannot_stream_lists_says_so_within_the_stream_and_gets_paged_lists() {
+    let (dir, _) = server(Box::new(move |url| match url {
+        // A watch cache over etcd 3.4 opens the stream, and its first event is the refusal.
+        u if u.contains("sendInitialEvents") => stream(
+            &[json!({"type": "ERROR", "object": {"kind": "Status", "apiVersion": "v1", "status": "Failure",
+                     "message": "a watch stream was requested by the client but the required storage feature RequestWatchProgress is disabled",
+                     "code": 500}})],
+            true,
+        ),
+        u if u.starts_with("/api/v1/services?limit") => {
+            whole(200, &json!({"metadata": {"resourceVersion": "5"}, "items": [web("3", 80)]}))
+        }
+        u if u.contains("endpointslices?limit") => {
+            whole(200, &json!({"metadata": {"resourceVersion": "5"}, "items": []}))
+        }
+        u if u.contains("watch=true") => stream(&[], false),
+        _ => refused(404),
+    }))
+    .await;
+    let mut rx = start(door(&dir).await);
+    let said = until(&mut rx, |s| matches!(s, Said::Change(Change::Complete))).await;
+    assert!(
+        !said
+            .iter()
+            .any(|s| matches!(s, Said::Lost(c, _) if c.is_required())),
+        "{said:?}"
+    );
+}

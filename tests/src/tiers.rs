@@ -8,14 +8,15 @@
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::{Command, Stdio};
-use std::time::Instant;
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
 use crate::checks::{self, Check, Run};
 use crate::laboratory::Laboratory;
-use crate::{cache, command, packages};
+use crate::{cache, cleanup, command, packages};
 
 /// A tier, in the order in which they run: cheap ones first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -226,6 +227,7 @@ fn run_checks(chosen: &[&Check]) -> Count {
         print!("check {} ... ", check.name);
         let _ = std::io::stdout().flush();
         let start = Instant::now();
+        let _watchdog = Watchdog::start(check.name);
         // A check that panics has failed like one that gives an error; the next one still runs.
         let result = catch_unwind(AssertUnwindSafe(|| match check.run {
             Run::Kernel(run) => run(),
@@ -257,6 +259,34 @@ fn run_checks(chosen: &[&Check]) -> Count {
     count
 }
 
+/// The longest that a check may take, with the building of what it needs.
+const CHECK_LIMIT: Duration = Duration::from_secs(40 * 60);
+
+/// Ends everything when a check hangs: whoever waits for the result gets one that names the check.
+struct Watchdog {
+    // Dropping it tells the thread that the check has ended.
+    _ended: mpsc::Sender<()>,
+}
+
+impl Watchdog {
+    fn start(check: &'static str) -> Watchdog {
+        let (sender, ended) = mpsc::channel();
+        std::thread::spawn(move || {
+            if ended.recv_timeout(CHECK_LIMIT) == Err(RecvTimeoutError::Timeout) {
+                println!("FAILED: {check} did not end within {CHECK_LIMIT:?}");
+                cleanup::everything();
+                std::process::exit(1);
+            }
+        });
+        Watchdog { _ended: sender }
+    }
+}
+
+/// A cold build is silent on stdout for as long as it takes.
+const SILENCE_LIMIT: Duration = Duration::from_secs(30 * 60);
+/// How long the output may stay open after `cargo test` has ended.
+const AFTERWARDS: Duration = Duration::from_secs(5);
+
 /// Runs `cargo test` over the workspace, shows its output, and counts.
 fn cargo_test(arguments: &[&str]) -> Result<Count> {
     let mut child = cargo()
@@ -266,9 +296,36 @@ fn cargo_test(arguments: &[&str]) -> Result<Count> {
         .spawn()
         .context("starting cargo test")?;
     let stdout = child.stdout.take().context("stdout was piped")?;
+    let (sender, lines) = mpsc::channel();
+    std::thread::spawn(move || {
+        for line in BufReader::new(stdout).lines() {
+            if sender.send(line).is_err() {
+                return;
+            }
+        }
+    });
     let mut count = Count::default();
-    for line in BufReader::new(stdout).lines() {
-        let line = line?;
+    let mut heard = Instant::now();
+    loop {
+        let line = match lines.recv_timeout(Duration::from_secs(1)) {
+            Ok(line) => line?,
+            Err(RecvTimeoutError::Disconnected) => break,
+            Err(RecvTimeoutError::Timeout) if heard.elapsed() > SILENCE_LIMIT => {
+                println!("cargo test said nothing for {SILENCE_LIMIT:?}: ended");
+                let _ = child.kill();
+                count.failed += 1;
+                break;
+            }
+            Err(RecvTimeoutError::Timeout) => {
+                if child.try_wait()?.is_some() && heard.elapsed() > AFTERWARDS {
+                    println!("cargo test ended, but a program that a test started still runs");
+                    count.failed += 1;
+                    break;
+                }
+                continue;
+            }
+        };
+        heard = Instant::now();
         // Binaries without a test of this tier would fill the screen.
         if !line.is_empty()
             && line != "running 0 tests"
