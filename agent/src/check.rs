@@ -4,7 +4,7 @@ use crate::config::{CheckFlags, Output, Side, TableFlags};
 use crate::pass::{Looker, Passed};
 use crate::world::World;
 use model::finding::Severity;
-
+use model::report::words::harmless;
 use model::report::{self, Report, check_json, check_text, exit_code, table_json, table_text};
 use std::io::Write;
 use std::sync::Arc;
@@ -126,22 +126,6 @@ fn print(
         Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
         other => Ok(other?),
     }
-}
-
-/// The same JSON without a character that steers a terminal. JSON itself escapes only those below
-/// U+0020; the others stand inside strings, where `\u` may stand for any character (RFC 8259, 7).
-fn harmless(json: &str) -> String {
-    let mut all = String::with_capacity(json.len());
-    for c in json.chars() {
-        let steers = c.is_control() && c != '\n'
-            || matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
-        if steers {
-            all.push_str(&format!("\\u{:04x}", u32::from(c)));
-        } else {
-            all.push(c);
-        }
-    }
-    all
 }
 
 /// What could not be read, for the person at the terminal.

@@ -10,15 +10,17 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
 mod json;
+pub mod service;
 mod text;
+pub mod words;
 
 pub(crate) use json::clock;
 pub use json::{
     AnswerJson, BackendJson, CheckJson, FindingJson, JudgedJson, RowJson, Side, TableJson,
     check_json, rfc3339, table_json,
 };
-pub(crate) use text::thousands;
-pub use text::{check_text, table_text};
+pub use text::{check_text, finding_text, table_text};
+pub(crate) use words::thousands;
 
 /// Why a pair was not judged (closed list).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

@@ -1,21 +1,7 @@
 //! How times, names and tables are written.
 
+pub use model::report::words::{ago, clean, few, harmless, steers, thousands};
 use model::time::Millis;
-
-/// A duration in seconds for a person: `0.4 s`, `12 s`, `3 min 5 s`, `2 h 10 min`, `3 d 4 h`.
-pub fn ago(seconds: f64) -> String {
-    let s = seconds.max(0.0);
-    if s < 10.0 {
-        return format!("{s:.1} s");
-    }
-    let s = s as u64;
-    match s {
-        0..60 => format!("{s} s"),
-        60..3600 => format!("{} min {} s", s / 60, s % 60),
-        3600..86400 => format!("{} h {} min", s / 3600, s % 3600 / 60),
-        _ => format!("{} d {} h", s / 86400, s % 86400 / 3600),
-    }
-}
 
 /// RFC 3339, UTC, with milliseconds; the bare number where no calendar holds it.
 pub fn stamp(m: Millis) -> String {
@@ -25,45 +11,10 @@ pub fn stamp(m: Millis) -> String {
         .map_or_else(|| format!("{} ms", m.0), |t| format!("{t:.3}"))
 }
 
-/// Is it a character that a terminal or an editor acts on rather than shows? Control characters, and
-/// those that change the direction of text (Unicode TR 36).
-fn acts(c: char) -> bool {
-    c.is_control()
-        || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{061c}')
-}
-
-/// A stranger's text on one line, with what a terminal would act on written as `\u{1b}`.
-pub fn clean(s: &str) -> String {
-    if !s.chars().any(acts) {
-        return s.to_string();
-    }
-    s.chars()
-        .flat_map(|c| {
-            let shown: Box<dyn Iterator<Item = char>> = if acts(c) {
-                Box::new(c.escape_unicode())
-            } else {
-                Box::new(std::iter::once(c))
-            };
-            shown
-        })
-        .collect()
-}
-
-/// JSON, two-space indented, with a line feed. The same characters as in [`clean`] are written as
-/// `\u001b`: a person reads it on a terminal.
+/// JSON, two-space indented, with a line feed, and without a character that steers a terminal: a
+/// person reads it there.
 pub fn json(value: &impl serde::Serialize) -> Result<String, serde_json::Error> {
-    let plain = serde_json::to_string_pretty(value)?;
-    let mut out = String::with_capacity(plain.len() + 1);
-    for c in plain.chars() {
-        // Outside strings the only such character is the line feed; inside, serde_json has escaped it.
-        if acts(c) && c != '\n' {
-            out += &format!("\\u{:04x}", c as u32);
-        } else {
-            out.push(c);
-        }
-    }
-    out.push('\n');
-    Ok(out)
+    Ok(harmless(&serde_json::to_string_pretty(value)?) + "\n")
 }
 
 /// One segment of a path, percent-encoded (RFC 3986 unreserved characters stay).
@@ -81,33 +32,6 @@ pub fn path(s: &str) -> String {
 /// `1 node`, `2,997 nodes`.
 pub fn count(n: u64, one: &str, many: &str) -> String {
     format!("{} {}", thousands(n), if n == 1 { one } else { many })
-}
-
-/// `2,997`.
-pub fn thousands(n: u64) -> String {
-    let digits = n.to_string();
-    let mut out = String::new();
-    for (i, c) in digits.chars().enumerate() {
-        if i > 0 && (digits.len() - i).is_multiple_of(3) {
-            out.push(',');
-        }
-        out.push(c);
-    }
-    out
-}
-
-/// The first few of a list of names: `n17, n22 and 3 more`.
-pub fn few(names: &[String], show: usize) -> String {
-    let shown = names
-        .iter()
-        .take(show)
-        .map(|n| clean(n))
-        .collect::<Vec<_>>()
-        .join(", ");
-    match names.len().saturating_sub(show) {
-        0 => shown,
-        more => format!("{shown} and {} more", thousands(more as u64)),
-    }
 }
 
 /// Columns aligned with two spaces between; the first row is the heading.
@@ -147,7 +71,7 @@ mod tests {
         );
         let written = json(&serde_json::json!({ "x": "\u{1b}[2J\u{9b}31m\u{202e}é" })).unwrap();
         assert!(
-            !written.chars().any(|c| acts(c) && c != '\n'),
+            !written.chars().any(|c| steers(c) && c != '\n'),
             "{written:?}"
         );
         let back: serde_json::Value = serde_json::from_str(&written).unwrap();

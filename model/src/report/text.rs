@@ -1,37 +1,10 @@
 //! The text of `check` and `table`: aligned columns for a person.
 
 use super::json::{AnswerJson, RowJson, Side, rfc3339, table_json};
+use super::words::{clean, thousands};
 use super::{Report, Row};
 use crate::finding::Finding;
 use std::fmt::Write;
-
-/// Names and comments come from strangers: a control character must not reach a terminal.
-fn clean(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for c in text.chars() {
-        if c.is_control()
-            || matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
-        {
-            out.extend(c.escape_default());
-        } else {
-            out.push(c);
-        }
-    }
-    out
-}
-
-/// `1204` as `1,204`.
-pub(crate) fn thousands(n: u64) -> String {
-    let digits = n.to_string();
-    let mut out = String::new();
-    for (i, c) in digits.chars().enumerate() {
-        if i > 0 && (digits.len() - i).is_multiple_of(3) {
-            out.push(',');
-        }
-        out.push(c);
-    }
-    out
-}
 
 fn aligned(header: &[&str], rows: &[Vec<String>]) -> String {
     let mut widths: Vec<usize> = header.iter().map(|h| h.chars().count()).collect();
@@ -58,7 +31,9 @@ fn aligned(header: &[&str], rows: &[Vec<String>]) -> String {
     out
 }
 
-fn write_finding(out: &mut String, f: &Finding) {
+/// Several lines: what, since when, the proof, why it counts.
+pub fn finding_text(f: &Finding) -> String {
+    let mut out = String::new();
     let recurring = if f.recurring { ", recurring" } else { "" };
     let _ = writeln!(
         out,
@@ -83,6 +58,7 @@ fn write_finding(out: &mut String, f: &Finding) {
         );
     }
     let _ = writeln!(out, "    {}", clean(&f.because));
+    out
 }
 
 /// What `check --output text` prints.
@@ -135,7 +111,7 @@ pub fn check_text(report: &Report) -> String {
         if !list.is_empty() {
             let _ = writeln!(out, "{title}:");
             for f in list {
-                write_finding(&mut out, f);
+                out.push_str(&finding_text(f));
             }
         }
     }
@@ -222,22 +198,4 @@ pub fn table_text(rows: &[Row], side: Side) -> String {
         }
     }
     aligned(&header, &cells)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn control_characters_do_not_reach_the_terminal() {
-        assert_eq!(clean("a\u{1b}[31mb\n"), "a\\u{1b}[31mb\\n");
-    }
-
-    #[test]
-    fn numbers_are_grouped() {
-        assert_eq!(
-            [thousands(7), thousands(1_204), thousands(1_000_000)],
-            ["7", "1,204", "1,000,000"]
-        );
-    }
 }
