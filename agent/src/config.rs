@@ -25,6 +25,8 @@ pub enum Command {
     Check(CheckFlags),
     /// Print what each destination gets.
     Table(TableFlags),
+    /// Ask the agent that runs on this node: 0 answered, 64 wrong question, 2 nobody answers.
+    Ask(AskFlags),
 }
 
 /// Where API objects come from, and what is known of kube-proxy.
@@ -74,6 +76,9 @@ pub struct RunFlags {
     /// ServiceAccount token with the aggregator's audience.
     #[arg(long, value_name = "FILE")]
     pub token_file: Option<PathBuf>,
+    /// Unix socket on which questions about this node are answered, to root only.
+    #[arg(long, value_name = "PATH", default_value = agent::local::PATH)]
+    pub socket: PathBuf,
     /// Shortest time between two looks.
     #[arg(long, value_name = "DURATION", default_value = "1s", value_parser = duration)]
     pub interval: Duration,
@@ -105,6 +110,23 @@ pub struct TableFlags {
     /// What the kernel does, or what the API asks for.
     #[arg(long, value_enum, default_value_t = Side::Observed)]
     pub side: Side,
+    /// Form of the answer.
+    #[arg(long, value_enum, default_value_t = Output::Text)]
+    pub output: Output,
+}
+
+/// Flags of `ask`.
+#[derive(Args, Debug)]
+pub struct AskFlags {
+    /// svc/NAME, svc/NAMESPACE/NAME, node, findings or healthz.
+    #[arg(value_name = "QUESTION")]
+    pub question: String,
+    /// Where the agent answers.
+    #[arg(long, value_name = "PATH", default_value = agent::local::PATH)]
+    pub socket: PathBuf,
+    /// Look again first, instead of answering from the last look.
+    #[arg(long)]
+    pub fresh: bool,
     /// Form of the answer.
     #[arg(long, value_enum, default_value_t = Output::Text)]
     pub output: Output,

@@ -1,6 +1,8 @@
 //! The agent of vipwitness: reads one node and says what differs.
 
 pub mod datapath;
+pub mod fresh;
 pub mod host;
+pub mod local;
 pub mod netfilter;
 pub mod uplink;

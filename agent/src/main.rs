@@ -5,6 +5,7 @@
     reason = "a program, not a library; modules say what they are for"
 )]
 
+mod ask;
 mod check;
 mod clock;
 mod config;
@@ -74,6 +75,7 @@ fn start(flags: Flags) -> anyhow::Result<u8> {
             Command::Run(flags) => run::run(flags).await,
             Command::Check(flags) => check::check(flags).await,
             Command::Table(flags) => check::table(flags).await,
+            Command::Ask(flags) => ask::ask(flags).await,
         }
     });
     // Watches are still open and a dump may be running; neither has anything left to say.

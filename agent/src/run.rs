@@ -3,9 +3,12 @@
 use crate::clock;
 use crate::config::RunFlags;
 use crate::pass::Looker;
-use crate::world::World;
+use crate::world::{Usage, World};
+use agent::fresh::{Asker, soonest, wishes};
+use agent::local::{self, Refused, Socket};
 use agent::uplink::{UplinkConfig, uplink};
 use model::report::Report;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
@@ -18,8 +21,10 @@ const BURST: f64 = 10_000.0;
 
 /// Runs until a signal comes.
 pub async fn run(flags: RunFlags) -> anyhow::Result<u8> {
-    let world = World::start(&flags.source).await?;
     let (tell, reports) = watch::channel::<Option<Arc<Report>>>(None);
+    let (asker, mut wishes) = wishes(reports.clone());
+    let socket = answer(&flags.socket, asker).await?;
+    let world = World::start(&flags.source).await?;
     let node = flags.source.node.clone();
     if flags.aggregator.is_empty() {
         tracing::warn!("no --aggregator: findings go to the log only");
@@ -45,6 +50,7 @@ pub async fn run(flags: RunFlags) -> anyhow::Result<u8> {
             let mut purse = Purse::new(budget);
             let mut said = String::new();
             loop {
+                wishes.begin();
                 let passed = looker.pass(|| world.moment());
                 let report = passed.examined.report;
                 if report.verdict != said {
@@ -64,17 +70,41 @@ pub async fn run(flags: RunFlags) -> anyhow::Result<u8> {
                 if tell.send(Some(Arc::new(report))).is_err() {
                     return;
                 }
+                wishes.granted();
                 if !passed.examined.refresh.is_empty() {
                     let done = runtime.block_on(world.refresh(passed.examined.refresh));
                     looker.refreshed(done);
                 }
-                std::thread::sleep(purse.pause().max(interval));
+                let pause = purse.pause().max(interval);
+                let soonest = soonest(Duration::from_millis(purse.last), pause);
+                wishes.rest(soonest, pause);
             }
         })?;
     stopped().await?;
     // The channel's other end ends the thread at its next report; the process does not wait for it.
     drop(reports);
+    if let Some(socket) = socket {
+        socket.remove();
+    }
     Ok(0)
+}
+
+/// Answers on the unix socket. A second agent on it is a mistake that somebody has to see; a node on
+/// which there can be no socket is still worth looking at.
+async fn answer(path: &Path, asker: Asker) -> anyhow::Result<Option<Arc<Socket>>> {
+    match Socket::open(path).await {
+        Ok(socket) => {
+            let socket = Arc::new(socket);
+            tokio::spawn(local::serve(socket.clone(), asker, || clock::now().wall));
+            tracing::info!(path = %path.display(), "answers on the unix socket");
+            Ok(Some(socket))
+        }
+        Err(why @ Refused::Living { .. }) => Err(Usage(why.to_string()).into()),
+        Err(why) => {
+            tracing::warn!(%why, "no unix socket: questions on the node are not answered");
+            Ok(None)
+        }
+    }
 }
 
 async fn stopped() -> anyhow::Result<()> {
@@ -92,6 +122,8 @@ struct Purse {
     /// Milliseconds of CPU for each millisecond.
     rate: f64,
     left: f64,
+    /// CPU time of the last pass, milliseconds.
+    last: u64,
     cpu: u64,
     at: model::time::Now,
 }
@@ -101,6 +133,7 @@ impl Purse {
         Purse {
             rate,
             left: BURST,
+            last: 0,
             cpu: clock::thread_cpu(),
             at: clock::now(),
         }
@@ -109,10 +142,8 @@ impl Purse {
     /// How long to wait for what was spent since the last call.
     fn pause(&mut self) -> Duration {
         let (cpu, at) = (clock::thread_cpu(), clock::now());
-        self.spend(
-            cpu.saturating_sub(self.cpu) as f64,
-            at.mono.since(self.at.mono) as f64,
-        );
+        self.last = cpu.saturating_sub(self.cpu);
+        self.spend(self.last as f64, at.mono.since(self.at.mono) as f64);
         (self.cpu, self.at) = (cpu, at);
         self.wait()
     }
