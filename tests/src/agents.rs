@@ -6,7 +6,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -45,12 +45,10 @@ pub struct Programs {
 impl Programs {
     /// Builds both with cargo (which does nothing when they are current) and finds them.
     pub fn build() -> Result<Programs> {
-        let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-        let output = Command::new(cargo)
+        let output = command::cargo()
             // Of the whole workspace: with the features that `cargo lab` and `cargo test` have.
             .args(["build", "--workspace", "--bins"])
             .args(["--message-format", "json-render-diagnostics"])
-            .current_dir(cache::workspace())
             .stderr(Stdio::inherit())
             .output()
             .context("starting cargo")?;

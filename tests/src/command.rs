@@ -6,6 +6,30 @@ use std::process::{Command, Output, Stdio};
 
 use anyhow::{Context, Result, bail};
 
+/// `cargo`, as a person would start it. `cargo run` gives what it runs variables about the package
+/// (`CARGO_MANIFEST_DIR` and the like), and build scripts that look at them (ring's does) would be
+/// run anew, with all that depends on them, each time one cargo is started by another.
+pub fn cargo() -> Command {
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.current_dir(crate::cache::workspace());
+    for (name, _) in std::env::vars_os() {
+        let Some(name) = name.to_str() else { continue };
+        if [
+            "CARGO_PKG_",
+            "CARGO_MANIFEST_",
+            "CARGO_BIN_",
+            "CARGO_CRATE_NAME",
+            "CARGO_PRIMARY_PACKAGE",
+        ]
+        .iter()
+        .any(|prefix| name.starts_with(prefix))
+        {
+            cargo.env_remove(name);
+        }
+    }
+    cargo
+}
+
 /// What `program` with `arguments` wrote to stdout. An error when it cannot be started or exits
 /// with another status than 0; the error holds what it wrote to stderr.
 pub fn run<S: AsRef<OsStr>>(

@@ -7,7 +7,7 @@
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
@@ -289,7 +289,7 @@ const AFTERWARDS: Duration = Duration::from_secs(5);
 
 /// Runs `cargo test` over the workspace, shows its output, and counts.
 fn cargo_test(arguments: &[&str]) -> Result<Count> {
-    let mut child = cargo()
+    let mut child = command::cargo()
         .args(["test", "--workspace", "--no-fail-fast"])
         .args(arguments)
         .stdout(Stdio::piped())
@@ -364,7 +364,8 @@ fn result_line(line: &str) -> Option<Count> {
 
 /// Names of the workspace's test targets.
 fn targets() -> Result<Vec<String>> {
-    let text = command::output(cargo().args(["metadata", "--no-deps", "--format-version", "1"]))?;
+    let text =
+        command::output(command::cargo().args(["metadata", "--no-deps", "--format-version", "1"]))?;
     let metadata: Value = serde_json::from_str(&text)?;
     let mut names: Vec<String> = metadata["packages"]
         .as_array()
@@ -380,12 +381,6 @@ fn targets() -> Result<Vec<String>> {
         bail!("a test target has a name that cargo would take for a flag");
     }
     Ok(names)
-}
-
-fn cargo() -> Command {
-    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo.current_dir(cache::workspace());
-    cargo
 }
 
 #[cfg(test)]
