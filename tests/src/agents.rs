@@ -188,6 +188,11 @@ impl Agent {
             "--state-dir".into(),
             state.path().display().to_string(),
         ]);
+        // All nodes of the laboratory share one file system.
+        if !spec.flags.iter().any(|flag| flag == "--socket") {
+            let socket = state.join("agent.sock").display().to_string();
+            arguments.extend(["--socket".into(), socket]);
+        }
         let process = Process::start(
             "vipwitness-agent",
             node.netns().command("setpriv", arguments),
