@@ -40,56 +40,33 @@ pub enum Run {
 
 /// Every check, in the order in which they run.
 pub const ALL: &[Check] = &[
-    Check {
-        name: "drifts_heal",
-        run: Run::Kernel(demo::drifts_heal),
-    },
-    Check {
-        name: "tokens_name_their_node",
-        run: Run::Cluster(tokens_name_their_node),
-    },
-    Check {
-        name: "proxies_are_the_oracle",
-        run: Run::Cluster(oracle::proxies_are_the_oracle),
-    },
+    kernel("drifts_heal", demo::drifts_heal),
+    kernel("recordings_agree", recordings_agree),
+    kernel("demonstration", demonstration),
+    cluster("tokens_name_their_node", tokens_name_their_node),
+    cluster("real_proxies_agree", real_proxies_agree),
+    cluster("proxies_are_the_oracle", oracle::proxies_are_the_oracle),
+    cluster("packets_are_the_oracle", packets::packets_are_the_oracle),
+    cluster("deploy_is_accepted", deploy_is_accepted),
 ];
 
 /// Checks that are written and have not been seen to pass whole yet. They run only by name, with
 /// `cargo lab test --only NAME`, until they have.
 pub const UNPROVEN: &[Check] = &[
-    Check {
-        name: "recordings_agree",
-        run: Run::Kernel(recordings_agree),
-    },
-    Check {
-        name: "demonstration",
-        run: Run::Kernel(demonstration),
-    },
-    Check {
-        name: "real_proxies_agree",
-        run: Run::Cluster(real_proxies_agree),
-    },
-    Check {
-        name: "packets_are_the_oracle",
-        run: Run::Cluster(packets::packets_are_the_oracle),
-    },
-    Check {
-        name: "deploy_is_accepted",
-        run: Run::Cluster(deploy_is_accepted),
-    },
-    Check {
-        name: "faults_are_real",
-        run: Run::Cluster(faults::faults_are_real),
-    },
-    Check {
-        name: "faults_are_found",
-        run: Run::Cluster(faults::faults_are_found_among_many),
-    },
-    Check {
-        name: "churn_is_not_drift",
-        run: Run::Cluster(churn::churn_is_not_drift),
-    },
+    cluster("faults_are_real", faults::faults_are_real),
+    cluster("faults_are_found", faults::faults_are_found_among_many),
+    cluster("churn_is_not_drift", churn::churn_is_not_drift),
 ];
+
+const fn kernel(name: &'static str, run: fn() -> Result<String>) -> Check {
+    let run = Run::Kernel(run);
+    Check { name, run }
+}
+
+const fn cluster(name: &'static str, run: fn(&mut Laboratory) -> Result<String>) -> Check {
+    let run = Run::Cluster(run);
+    Check { name, run }
+}
 
 /// `check --manifests` finds nothing wrong with what real kube-proxies wrote, in any recording.
 fn recordings_agree() -> Result<String> {
