@@ -1,10 +1,5 @@
 //! The agent: flags and wiring.
 
-#![allow(
-    missing_docs,
-    reason = "a program, not a library; modules say what they are for"
-)]
-
 mod ask;
 mod check;
 mod clock;

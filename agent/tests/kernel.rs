@@ -1,6 +1,6 @@
 //! The reader against the real kernel, each test in a network namespace of its own thread. Needs
 //! root; without it each test says so and is skipped.
-#![allow(
+#![expect(
     clippy::disallowed_types,
     reason = "tests may run programs, the agent may not"
 )]

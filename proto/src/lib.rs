@@ -8,7 +8,7 @@ pub mod encode;
 pub mod limits;
 
 /// Generated from `proto/vipwitness.v1.proto` by `examples/generate.rs`.
-#[allow(missing_docs, clippy::all)]
+#[expect(missing_docs, clippy::all, reason = "generated")]
 pub mod v1 {
     include!("generated/vipwitness.v1.rs");
 }

@@ -8,7 +8,7 @@ use crate::generate::{Families, Generator, Port, zone};
 
 /// How the slices of a Service are filled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[allow(
+#[expect(
     missing_docs,
     reason = "each is explained where it is made, in `endpoints` and `slices`"
 )]

@@ -10,8 +10,10 @@
 mod answer;
 mod candidates;
 mod eval;
+mod place;
 mod program;
 mod row;
+mod set;
 mod source;
 
 use crate::netfilter::ruleset::{Chain, Ruleset, Table};

@@ -1,5 +1,4 @@
 //! Reports made by hand.
-#![allow(dead_code)]
 
 use model::address::{Frontend, Protocol, SourceClass};
 use model::finding::{Evidence, Finding, FindingKind, Severity};

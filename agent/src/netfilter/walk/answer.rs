@@ -1,6 +1,6 @@
 //! What a walk found out, and how the answers of its branches become one.
 
-use super::program::Place;
+use super::place::Place;
 use super::source::{Prefixes, is_host};
 use ipnet::IpNet;
 use model::table::{DecidedBy, Masquerade};

@@ -2,7 +2,7 @@
 
 use super::answer::{Answer, End, Leaf, Plain, Trail, tidy};
 use super::eval::AffinityRule;
-use super::program::Place;
+use super::place::Place;
 use super::{Names, Owner};
 use crate::netfilter::ruleset::{Data, Op, Verdict};
 use model::address::Frontend;
