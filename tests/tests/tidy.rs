@@ -188,3 +188,94 @@ fn dependencies_are_pinned_in_the_workspace_only() {
     }
     assert!(found.is_empty(), "{}", found.join("\n"));
 }
+
+/// The quoted words of a list in deny.toml.
+fn deny_list(name: &str) -> Vec<String> {
+    let text = fs::read_to_string(root().join("deny.toml")).expect("deny.toml");
+    text.lines()
+        .skip_while(|l| *l != format!("{name} = ["))
+        .skip(1)
+        .take_while(|l| *l != "]")
+        .filter(|l| !l.trim().starts_with('#'))
+        .filter_map(|l| l.split('"').nth(1).map(str::to_string))
+        .collect()
+}
+
+/// Is a licence expression satisfied by what is allowed? Brackets are not nested in practice.
+fn licensed(expression: &str, allowed: &[String]) -> bool {
+    let expression = expression.replace('/', " OR ");
+    let mut flat = String::new();
+    let mut rest = expression.as_str();
+    // What stands in brackets first: it becomes a word that is allowed, or one that is not.
+    while let Some((before, after)) = rest.split_once('(') {
+        let Some((inner, tail)) = after.split_once(')') else {
+            return false;
+        };
+        flat.push_str(before);
+        flat.push_str(match (licensed(inner, allowed), allowed.first()) {
+            (true, Some(word)) => word,
+            _ => "nothing",
+        });
+        rest = tail;
+    }
+    flat.push_str(rest);
+    // AND binds tighter than OR (SPDX 2.3, annex D).
+    flat.split(" OR ").any(|one| {
+        one.split(" AND ")
+            .all(|l| allowed.iter().any(|a| a == l.trim()))
+    })
+}
+
+/// What deny.toml says holds also where cargo-deny is not installed: sources, licences, bans.
+#[test]
+fn dependencies_come_from_the_registry_under_allowed_licences() {
+    let allowed = deny_list("allow");
+    let banned = deny_list("deny");
+    for word in ["aws-lc-sys", "openssl-sys"] {
+        assert!(banned.iter().any(|b| b == word), "deny.toml bans {word}");
+    }
+    assert!(licensed("(MIT OR GPL-3.0) AND MIT", &allowed));
+    assert!(!licensed("MIT AND GPL-3.0", &allowed));
+    assert!(!licensed("(GPL-3.0 OR AGPL-3.0) AND MIT", &allowed));
+    let out = std::process::Command::new(env!("CARGO"))
+        .args([
+            "metadata",
+            "--offline",
+            "--locked",
+            "--all-features",
+            "--format-version=1",
+        ])
+        .current_dir(root())
+        .output()
+        .expect("cargo runs");
+    assert!(
+        out.status.success(),
+        "{}",
+        String::from_utf8_lossy(&out.stderr)
+    );
+    let metadata: serde_json::Value = serde_json::from_slice(&out.stdout).expect("JSON");
+    let packages = metadata["packages"].as_array().expect("packages");
+    let mut found = Vec::new();
+    for package in packages {
+        let name = package["name"].as_str().unwrap_or_default();
+        // The workspace's own have no source.
+        if let Some(source) = package["source"].as_str()
+            && source != "registry+https://github.com/rust-lang/crates.io-index"
+        {
+            found.push(format!("{name} comes from {source}"));
+        }
+        let license = package["license"].as_str().unwrap_or_default();
+        if !licensed(license, &allowed) {
+            found.push(format!("{name} has the licence {license:?}"));
+        }
+        if banned.iter().any(|b| b == name) {
+            found.push(format!("{name} is banned"));
+        }
+    }
+    assert!(
+        packages.len() > 100,
+        "{} packages are not all",
+        packages.len()
+    );
+    assert!(found.is_empty(), "{}", found.join("\n"));
+}
