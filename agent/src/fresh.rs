@@ -150,7 +150,7 @@ mod tests {
             gaps: Vec::new(),
             findings: Vec::new(),
             converging: Vec::new(),
-            rows: Vec::new(),
+            rows: [].into(),
         }))
     }
 

@@ -10,6 +10,7 @@ use agent::netfilter::nftables::{self, attributes::Attributes};
 use agent::netfilter::ruleset::Ruleset;
 use model::address::Frontend;
 use model::capture::{Gap, Reading, Snapshot};
+use model::compare::Comparison;
 use model::desired::desired;
 use model::examine::{Examined, Pass, examine};
 use model::name::{NodeName, ServiceName, ServicePortName};
@@ -19,6 +20,7 @@ use model::table::DesiredTable;
 use model::time::Now;
 use model::view::{ClusterView, NodeView};
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// A whole reading proves every few minutes that nothing changed unseen.
@@ -46,6 +48,7 @@ struct Last {
     node: NodeView,
     desired: DesiredTable,
     snapshot: Snapshot,
+    compared: Option<Arc<Comparison>>,
 }
 
 /// Looks again and again at one node.
@@ -128,14 +131,14 @@ impl Looker {
                 node,
                 desired,
                 snapshot,
+                compared: None,
             });
         }
         let Some(last) = &mut self.last else {
             unreachable!("made just above")
         };
-        let mut snapshot = last.snapshot.clone();
-        snapshot.gaps.extend(moment.gaps);
-        snapshot.gaps.extend(legacy_gap(legacy));
+        let mut gaps = moment.gaps;
+        gaps.extend(legacy_gap(legacy));
         let refreshed = std::mem::take(&mut self.refreshed);
         let mut examined = examine(
             &Pass {
@@ -146,13 +149,17 @@ impl Looker {
                 profile: &last.profile,
                 proxy: moment.proxy.as_ref(),
                 desired: &last.desired,
-                snapshot: &snapshot,
+                snapshot: &last.snapshot,
                 refreshed: &refreshed,
+                gaps: &gaps,
+                compared: last.compared.as_ref(),
             },
             &mut self.ledger,
         );
         examined.report.took_ms = clock::now().mono.since(began.mono);
-        let unread = snapshot
+        last.compared = Some(examined.compared.clone());
+        let unread = last
+            .snapshot
             .tables
             .values()
             .any(|t| matches!(t, Reading::Failed(_)));

@@ -3,7 +3,7 @@
 //! A list is streamed by the watch itself where the server can (`sendInitialEvents`), so that no
 //! list of megabytes is ever held; older servers get a paged list. A watch resumes where it ended.
 //! When the server no longer knows that place (410), the list is made again after a random delay.
-//! A connection that says nothing, not even a bookmark, for [`SILENCE`] is given up.
+//! A connection that says nothing, not even a bookmark, for [`SILENCE`] is opened again.
 
 use crate::door::Door;
 use crate::said::{Collection, Said};
@@ -25,7 +25,11 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
-/// Bookmarks come about once a minute; a stream that is silent for longer may be dead.
+/// Bookmarks come about once a minute; a stream that is silent for longer may be dead. Where
+/// nothing changes and etcd does not report its progress, a healthy one is silent too: a watch
+/// cache sends no bookmark at or before the version that the watch began with
+/// (`cacheWatcher.process`). So a silent watch is opened again where it was: the server gives what
+/// was missed first, or does not answer.
 pub const SILENCE: Duration = Duration::from_secs(75);
 /// How long one watch may last; the server ends it then, and it is resumed.
 const WATCH_SECONDS: u32 = 290;
@@ -405,9 +409,10 @@ impl Follower {
                 () = self.said.closed() => return Err(Trouble::Over),
             };
             let event = match event {
+                Err(_) if seen.is_none() => return Ok(()),
                 Err(_) => {
                     // A server that does not know streamed lists never ends one.
-                    self.streams &= seen.is_none();
+                    self.streams = false;
                     return Err(Trouble::Unreachable(format!(
                         "silent for {} s",
                         SILENCE.as_secs()

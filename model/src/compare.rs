@@ -20,6 +20,7 @@ use crate::table::{
 };
 use crate::view::{ClusterView, NodeView};
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 /// What one comparison gives.
 #[derive(Clone, Debug, Default)]
@@ -29,7 +30,9 @@ pub struct Comparison {
     /// How much was judged; `converging` is filled in by [`crate::examine`].
     pub judged: Judged,
     /// Every row that was looked at.
-    pub rows: Vec<Row>,
+    pub rows: Arc<[Row]>,
+    /// Rules of a datapath had been seen on this node before.
+    pub programmed_before: bool,
     /// The pairs that each difference accounts for, absorbed ones included.
     pub pairs: BTreeMap<Fact, Vec<Key>>,
     /// Services of which something differs or could not be told: all others agree with the API.
@@ -134,7 +137,10 @@ pub fn compare(
         one_family(input, family, &mut out);
     }
     node::unknown_own_rules(input, &mut out);
-    out.finish()
+    Comparison {
+        programmed_before,
+        ..out.finish()
+    }
 }
 
 /// One contradicted fact while its sources are being collected.
@@ -198,7 +204,7 @@ impl Collected {
     fn finish(self) -> Comparison {
         let mut c = Comparison {
             judged: self.judged,
-            rows: self.rows,
+            rows: self.rows.into(),
             unsettled: self.unsettled,
             ..Comparison::default()
         };

@@ -13,6 +13,7 @@ use crate::table::{DesiredTable, Key};
 use crate::time::{Mono, Now};
 use crate::view::{ClusterView, Node, NodeView};
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 /// Everything one pass looks at.
 #[derive(Clone, Copy, Debug)]
@@ -36,6 +37,11 @@ pub struct Pass<'a> {
     /// Services whose objects were fetched again from the API since the last pass, on
     /// [`Examined::refresh`]: their view is now as fresh as the API server.
     pub refreshed: &'a [ServiceName],
+    /// What could not be read, besides what `snapshot` says.
+    pub gaps: &'a [Gap],
+    /// The comparison that an earlier pass made of the very same `view`, `node`, `profile`,
+    /// `desired` and `snapshot`, to be used again; `None`: something changed.
+    pub compared: Option<&'a Arc<Comparison>>,
 }
 
 /// What a pass gives.
@@ -46,6 +52,8 @@ pub struct Examined {
     /// Services that should be fetched from the API once before the next pass, since the kernel
     /// had fulfilled a fact and no longer does (design 6 c).
     pub refresh: Vec<ServiceName>,
+    /// For the next pass, should it look at the same.
+    pub compared: Arc<Comparison>,
 }
 
 /// A node that is draining or gone explains differences for this long, milliseconds.
@@ -55,6 +63,7 @@ const LEAVING_MS: u64 = 600_000;
 pub fn examine(pass: &Pass, ledger: &mut Ledger) -> Examined {
     let state = state_of(pass, ledger);
     let mut gaps = pass.snapshot.gaps.clone();
+    gaps.extend_from_slice(pass.gaps);
     let Pass {
         desired,
         snapshot,
@@ -64,7 +73,10 @@ pub fn examine(pass: &Pass, ledger: &mut Ledger) -> Examined {
         ..
     } = *pass;
     let programmed = ledger.node.programmed;
-    let compared = compare(desired, snapshot, node, profile, view, programmed);
+    let compared = match pass.compared {
+        Some(earlier) if earlier.programmed_before == programmed => earlier.clone(),
+        _ => Arc::new(compare(desired, snapshot, node, profile, view, programmed)),
+    };
     let total = total(&compared.judged);
 
     let mut judged;
@@ -124,10 +136,14 @@ pub fn examine(pass: &Pass, ledger: &mut Ledger) -> Examined {
         gaps,
         findings,
         converging,
-        rows: compared.rows,
+        rows: compared.rows.clone(),
     };
     report.verdict = verdict(&report);
-    Examined { report, refresh }
+    Examined {
+        report,
+        refresh,
+        compared,
+    }
 }
 
 fn total(judged: &Judged) -> u64 {

@@ -8,6 +8,7 @@ use crate::table::{Action, Forwarding, OneOf};
 use crate::time::Millis;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 mod json;
 pub mod service;
@@ -215,7 +216,7 @@ pub struct Report {
     /// What differs and is still given time.
     pub converging: Vec<Finding>,
     /// Every row.
-    pub rows: Vec<Row>,
+    pub rows: Arc<[Row]>,
 }
 
 impl Row {

@@ -149,7 +149,8 @@ fn full() -> Report {
                 None,
                 None,
             ),
-        ],
+        ]
+        .into(),
     }
 }
 

@@ -54,7 +54,11 @@ pub const ALL: &[Check] = &[
 /// `cargo lab test --only NAME`, until they have.
 pub const UNPROVEN: &[Check] = &[
     cluster("faults_are_real", faults::faults_are_real),
-    cluster("faults_are_found", faults::faults_are_found_among_many),
+    cluster("faults_are_found", faults::faults_are_found),
+    cluster(
+        "faults_are_found_among_many",
+        faults::faults_are_found_among_many,
+    ),
     cluster("churn_is_not_drift", churn::churn_is_not_drift),
 ];
 

@@ -2,6 +2,7 @@
 //! else; cleared in time after healing.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -585,11 +586,19 @@ fn heal(
     damage: Damage,
     snapshots: Vec<Option<Snapshot>>,
 ) -> Result<()> {
-    for (station, snapshot) in laboratory.stations.iter().zip(snapshots) {
-        if let Some(snapshot) = snapshot {
-            snapshot.restore(station)?;
+    let snapshots: BTreeMap<String, Mutex<Option<Snapshot>>> = laboratory
+        .stations
+        .iter()
+        .map(|station| station.node.name().to_owned())
+        .zip(snapshots.into_iter().map(Mutex::new))
+        .collect();
+    on_all(laboratory, |station| {
+        let taken = snapshots[station.node.name()].lock().map(|mut s| s.take());
+        match taken {
+            Ok(Some(snapshot)) => snapshot.restore(station),
+            _ => Ok(()),
         }
-    }
+    })?;
     match damage {
         Damage::KilledEndpointRemoved | Damage::KilledServiceDeleted => {
             for station in &mut laboratory.stations {

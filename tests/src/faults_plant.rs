@@ -7,6 +7,13 @@ use crate::laboratory::Station;
 use crate::netns::Netns;
 use crate::proxy::Mode;
 
+/// The addresses of `faults/web`, `faults/sticky` and `faults/node`, and that of the load balancer
+/// of `faults/ranges`.
+const WEB: &str = "10.96.200.1";
+const STICKY: &str = "10.96.200.2";
+const NODE: &str = "10.96.200.6";
+const RANGES: &str = "198.18.200.3";
+
 /// The rules of a node before a fault, to be put back afterwards.
 #[derive(Debug)]
 pub(crate) struct Snapshot {
@@ -140,17 +147,21 @@ fn target(rule: &str) -> &str {
 fn iptables(netns: &Netns, damage: Damage) -> Result<()> {
     let nat = Iptables::read(netns, "nat")?;
     let filter = Iptables::read(netns, "filter")?;
-    let comment = |service: &str| format!("--comment \"faults/{service} ->");
-    let backends = |service: &str| nat.of("KUBE-SVC-", &[&comment(service), "-j KUBE-SEP-"]);
+    // Not by comments: above 1,000 endpoints kube-proxy writes none.
+    let service = |address: &str| -> Result<String> {
+        let rule = nat.of("KUBE-SERVICES ", &[&format!("-d {address}/32 ")])?[0];
+        Ok(format!("{} ", target(rule)))
+    };
+    let backends = |address: &str| nat.of(&service(address)?, &["-j KUBE-SEP-"]);
     match damage {
-        Damage::BackendDeleted => nat.delete(&backends("web")?[..1]),
+        Damage::BackendDeleted => nat.delete(&backends(WEB)?[..1]),
         Damage::EndpointEmptied => {
-            let endpoint = target(backends("sticky")?[0]).to_owned();
+            let endpoint = target(backends(STICKY)?[0]).to_owned();
             nat.change(&[format!("-F {endpoint}")])
         }
         Damage::BackendAdded => {
-            let first = backends("web")?[0];
-            let other = target(backends("node")?[0]);
+            let first = backends(WEB)?[0];
+            let other = target(backends(NODE)?[0]);
             nat.change(&[format!(
                 "-I {} {} -m statistic --mode random --probability 0.2 -j {other}",
                 chain(first),
@@ -164,7 +175,7 @@ fn iptables(netns: &Netns, damage: Damage) -> Result<()> {
             nat.change(&[rule.replace("10.96.200.1/32", "10.96.200.77/32")])
         }
         Damage::ShareChanged => {
-            let first = backends("web")?[0];
+            let first = backends(WEB)?[0];
             let words: Vec<&str> = first.split(' ').collect();
             let at = words
                 .iter()
@@ -175,27 +186,25 @@ fn iptables(netns: &Netns, damage: Damage) -> Result<()> {
             let (chain, rest) = (chain(first), changed[2..].join(" "));
             nat.change(&[format!("-R {chain} {} {rest}", nat.place(first))])
         }
-        Damage::AffinityRemoved => {
-            nat.delete(&nat.of("KUBE-SVC-", &[&comment("sticky"), "-m recent --rcheck"])?)
-        }
+        Damage::AffinityRemoved => nat.delete(&nat.of(&service(STICKY)?, &["-m recent --rcheck"])?),
         Damage::RangeWidened => {
-            let rule = nat.of("KUBE-FW-", &["faults/ranges", "-s 203.0.113.0/24"])?[0];
+            let rule = nat.of(&service(RANGES)?, &["-s 203.0.113.0/24"])?[0];
             let wider = rule
                 .replacen("-A ", "-I ", 1)
                 .replace("203.0.113.0/24", "192.0.2.0/24");
             nat.change(&[wider])
         }
         Damage::MasqueradeDeleted => {
-            nat.delete(&nat.of("KUBE-EXT-", &["faults/node ", "-j KUBE-MARK-MASQ"])?)
+            let node_port = nat.of("KUBE-NODEPORTS ", &["--dport 32106 "])?[0];
+            let external = format!("{} ", target(node_port));
+            nat.delete(&nat.of(&external, &["-j KUBE-MARK-MASQ"])?)
         }
-        Damage::RejectRemoved => filter.delete(&filter.of(
-            "KUBE-EXTERNAL-SERVICES ",
-            &["faults/empty ", "--dport 32104"],
-        )?),
-        Damage::DropRemoved => filter.delete(&filter.of(
-            "KUBE-EXTERNAL-SERVICES ",
-            &["faults/local ", "--dport 32105"],
-        )?),
+        Damage::RejectRemoved => {
+            filter.delete(&filter.of("KUBE-EXTERNAL-SERVICES ", &["--dport 32104 "])?)
+        }
+        Damage::DropRemoved => {
+            filter.delete(&filter.of("KUBE-EXTERNAL-SERVICES ", &["--dport 32105 "])?)
+        }
         Damage::PreroutingJumpRemoved => nat.delete(&nat.of("PREROUTING ", &["-j KUBE-SERVICES"])?),
         Damage::OutputJumpRemoved => nat.delete(&nat.of("OUTPUT ", &["-j KUBE-SERVICES"])?),
         Damage::TableDeleted => {
@@ -340,7 +349,7 @@ fn nftables(netns: &Netns, damage: Damage) -> Result<()> {
                 .into_iter()
                 .next()
                 .context("it has a rule")?;
-            let wider = rule.replace("203.0.113.0/24", "{ 192.0.2.0/24, 203.0.113.0/24 }");
+            let wider = rule.replace("203.0.113.0/24", "203.0.112.0/23");
             table.change(&format!(
                 "replace rule ip kube-proxy {chain} handle {handle} {wider}"
             ))

@@ -102,7 +102,10 @@ impl Laboratory {
         )?);
         let url = self.cluster.url();
         for station in &mut self.stations {
-            let spec = installation.agent(&self.cluster, &station.node, &url)?;
+            let mut spec = installation.agent(&self.cluster, &station.node, &url)?;
+            // Hundreds of Services are damaged or changed without a pause, which no node lives
+            // through, and the programs are not optimised as those that ship are.
+            spec.flags = vec!["--cpu-budget".to_owned(), "20".to_owned()];
             station.agent = Some(Agent::start(&programs, &station.node, &spec)?);
         }
         Ok(())

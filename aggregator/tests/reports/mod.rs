@@ -6,6 +6,7 @@ use model::name::{NodeName, ServicePortName};
 use model::report::{Judged, NodeState, Report, Row};
 use model::table::{Action, Affinity, Backend, Forwarding, Masquerade, OneOf};
 use model::time::Millis;
+use std::sync::Arc;
 
 /// When the kernel was read.
 pub const AT: u64 = 1_700_000_000_000;
@@ -74,7 +75,8 @@ pub fn agrees(node: &str) -> Report {
 pub fn drifted(node: &str) -> Report {
     let mut r = agrees(node);
     let service = ServicePortName::new("shop", "web", "http");
-    r.rows[0].observed = Some(forward(&service, &["10.244.1.5:8080", "10.244.9.9:8080"]));
+    Arc::make_mut(&mut r.rows)[0].observed =
+        Some(forward(&service, &["10.244.1.5:8080", "10.244.9.9:8080"]));
     r.findings.push(Finding {
         kind: FindingKind::StaleBackend,
         severity: Severity::Critical,
@@ -110,7 +112,7 @@ pub fn whole_node(node: &str) -> Report {
     f.sources.clear();
     f.says = "no hook leads to the datapath's rules".into();
     f.absorbs = 1;
-    for row in &mut r.rows {
+    for row in Arc::make_mut(&mut r.rows) {
         row.observed = Some(Forwarding::without_backends(None, Action::None));
     }
     r
@@ -132,10 +134,10 @@ pub fn evil() -> Report {
         state: model::capture::DatapathState::InCharge,
         why: BAD.into(),
     });
-    for row in &mut r.rows {
+    for row in Arc::make_mut(&mut r.rows) {
         row.service = Some(service.clone());
     }
-    r.rows[1].observed = Some(Forwarding::without_backends(
+    Arc::make_mut(&mut r.rows)[1].observed = Some(Forwarding::without_backends(
         None,
         Action::Unknown(BAD.into()),
     ));

@@ -64,7 +64,8 @@ fn report() -> Report {
             row(port("shop", "web"), "10.244.9.9:8080"),
             row(port("test", "web"), "10.244.1.5:8080"),
             row(port("shop", "cart"), "10.244.1.5:8080"),
-        ],
+        ]
+        .into(),
     }
 }
 
