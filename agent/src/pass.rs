@@ -278,3 +278,65 @@ fn legacy_gap(legacy: std::io::Result<Vec<String>>) -> Option<Gap> {
         why: why.into(),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use model::view::{LocalAddress, Node};
+
+    fn here(addresses: &[&str]) -> NodeView {
+        NodeView {
+            name: NodeName::from("n1"),
+            addresses: addresses
+                .iter()
+                .map(|a| LocalAddress {
+                    address: a.parse().unwrap(),
+                    link: "eth0".into(),
+                })
+                .collect(),
+        }
+    }
+
+    fn knows(internal: &[&str], external: &[&str]) -> ClusterView {
+        let all = |list: &[&str]| list.iter().map(|a| a.parse().unwrap()).collect();
+        let node = Node {
+            name: "n1".into(),
+            internal_ips: all(internal),
+            external_ips: all(external),
+            zone: None,
+            pod_cidrs: Vec::new(),
+            going: false,
+            created: None,
+        };
+        let mut view = ClusterView::default();
+        view.nodes.insert(node.name.clone(), node);
+        view
+    }
+
+    /// An agent in a Pod's network namespace would call every Service missing.
+    #[test]
+    fn another_network_namespace_is_told() {
+        let view = knows(&["192.0.2.1"], &["203.0.113.1"]);
+        let gap = elsewhere(&view, &here(&["10.244.1.5", "127.0.0.1"])).unwrap();
+        assert!(
+            gap.why.contains("192.0.2.1, 203.0.113.1") && gap.why.contains("n1"),
+            "{}",
+            gap.why
+        );
+        // Either kind of address is proof enough.
+        assert_eq!(elsewhere(&view, &here(&["192.0.2.1"])), None);
+        assert_eq!(elsewhere(&view, &here(&["203.0.113.1"])), None);
+        // Nothing known is no proof of anything.
+        assert_eq!(elsewhere(&knows(&[], &[]), &here(&["10.244.1.5"])), None);
+        assert_eq!(elsewhere(&ClusterView::default(), &here(&[])), None);
+    }
+
+    #[test]
+    fn legacy_tables_are_a_gap_and_so_is_not_knowing() {
+        assert_eq!(legacy_gap(Ok(Vec::new())), None);
+        let used = legacy_gap(Ok(vec!["nat".into(), "filter".into()])).unwrap();
+        assert!(used.why.contains("nat, filter"), "{}", used.why);
+        let denied = std::io::Error::from(std::io::ErrorKind::PermissionDenied);
+        assert!(legacy_gap(Err(denied)).is_some());
+    }
+}

@@ -1,5 +1,6 @@
 //! The worked examples of kube-proxy.md 3.12 and 5.10, and what may happen to them.
 
+mod branches;
 mod large;
 pub(crate) mod text;
 
