@@ -12,13 +12,13 @@ use model::address::Frontend;
 use model::capture::{Gap, Reading, Snapshot};
 use model::compare::Comparison;
 use model::desired::desired;
-use model::examine::{Examined, Pass, examine};
+use model::examine::{Examined, Pass, elsewhere, examine};
 use model::name::{NodeName, ServiceName, ServicePortName};
 use model::profile::ProxyProfile;
 use model::settle::Ledger;
 use model::table::DesiredTable;
 use model::time::Now;
-use model::view::{ClusterView, NodeView};
+use model::view::NodeView;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -242,25 +242,6 @@ fn mark() -> Option<Mark> {
         })
         .ok()?;
     Some((generation, tables))
-}
-
-/// None of the Node's addresses is on a link here: this is not the node's network namespace.
-fn elsewhere(view: &ClusterView, node: &NodeView) -> Option<Gap> {
-    let own = view.nodes.get(&node.name)?;
-    let all = || own.internal_ips.iter().chain(&own.external_ips);
-    if own.internal_ips.is_empty() || all().any(|ip| node.is_local(*ip)) {
-        return None;
-    }
-    let all: Vec<String> = all().map(ToString::to_string).collect();
-    Some(Gap {
-        what: "network namespace".into(),
-        why: format!(
-            "none of the addresses of Node {} ({}) is on a link here: this is not the node's network namespace",
-            node.name,
-            all.join(", ")
-        )
-        .into(),
-    })
 }
 
 /// Rules of iptables-legacy run besides those of nf_tables, and are not read.

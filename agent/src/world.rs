@@ -42,6 +42,7 @@ impl std::error::Error for Usage {}
 /// Shared by the tasks that listen and the thread that looks.
 pub struct World {
     node: NodeName,
+    by_manifests: bool,
     /// A running kube-proxy is expected.
     expects_proxy: bool,
     door: Option<Arc<Door>>,
@@ -79,8 +80,8 @@ impl World {
     ///
     /// # Errors
     /// [`Usage`] for files that cannot be used. With manifests that is any error in them: what is
-    /// left out would look stale. (Once `run` follows them, a broken file leaves the last good
-    /// content in place.)
+    /// left out would look stale, and an empty directory like the end of every Service. (Once `run`
+    /// follows them, a broken file leaves the last good content in place.)
     pub async fn start(flags: &SourceFlags) -> anyhow::Result<Arc<World>> {
         let by_manifests = !flags.manifests.is_empty();
         let mut sources = Sources {
@@ -106,7 +107,7 @@ impl World {
                 let all: Vec<String> = found.errors.iter().map(ToString::to_string).collect();
                 return Err(Usage(all.join("\n")).into());
             }
-            tokio::spawn(manifests::follow(flags.manifests.clone(), said));
+            tokio::spawn(manifests::follow(flags.manifests.clone(), found, said));
         } else {
             let opened = Door::open(DoorConfig {
                 kubeconfig: flags.kubeconfig.clone(),
@@ -125,6 +126,7 @@ impl World {
         };
         let world = Arc::new(World {
             node: flags.node.clone(),
+            by_manifests,
             expects_proxy: !by_manifests || flags.expect_proxy,
             door,
             inner: Mutex::new(Inner {
@@ -206,11 +208,13 @@ impl World {
     }
 
     /// Fetches Services from the API server and takes them in; gives those that were fetched. With
-    /// manifests nothing has to be fetched: what the files say is all there is. Passes wait for it,
-    /// so it ends soon whatever the API server does; the rest is asked for again.
+    /// manifests nothing has to be fetched: what the files say is all there is, while they can be
+    /// read. Passes wait for it, so it ends soon whatever the API server does; the rest is asked for
+    /// again.
     pub async fn refresh(&self, names: Vec<ServiceName>) -> Vec<ServiceName> {
         let Some(door) = &self.door else {
-            return names;
+            let current = self.lock().view.settled_facts;
+            return if current { names } else { Vec::new() };
         };
         let mut done = Vec::new();
         let answers = futures::stream::iter(names.into_iter().take(FETCH.1))
@@ -243,6 +247,7 @@ impl World {
                 Said::Alive(collection) => {
                     inner.alive.insert(collection, now);
                     inner.lost.remove(&collection);
+                    inner.settle(self.by_manifests);
                 }
                 Said::Lost(collection, why) => {
                     if inner.lost.get(&collection) != Some(&why) {
@@ -253,6 +258,7 @@ impl World {
                         }
                     }
                     inner.lost.insert(collection, why);
+                    inner.settle(self.by_manifests);
                 }
                 Said::Bad(why) => {
                     tracing::warn!(why = ?why, "an object makes no sense");
@@ -320,6 +326,15 @@ impl Inner {
         }
         Arc::make_mut(&mut self.view).apply(change, clock::now());
         self.changes += 1;
+    }
+
+    /// Manifests tell old facts. While they cannot be read, what they said last is no longer one:
+    /// it ages like the view of an API server that is lost.
+    fn settle(&mut self, by_manifests: bool) {
+        let settled = by_manifests && !self.lost.keys().any(|c| c.is_required());
+        if self.view.settled_facts != settled {
+            Arc::make_mut(&mut self.view).settled_facts = settled;
+        }
     }
 
     /// The view is as current as the collection that was heard of longest ago.

@@ -3,6 +3,7 @@
 use crate::field::BadObject;
 use crate::said::{Collection, Said};
 use crate::trim::{self, Object};
+use crate::yaml;
 use ipnet::IpNet;
 use model::endpoint::EndpointSlice;
 use model::service::Service;
@@ -14,7 +15,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 use tokio::sync::mpsc;
 
-/// How often followed files are looked at.
+/// How often followed files are looked at; a change counts once it has stood still for as long.
 const POLL: Duration = Duration::from_secs(1);
 /// Largest file that is read: a whole cluster of 10,000 Services is below 200 MB.
 const FILE_BYTES: u64 = 512 << 20;
@@ -52,6 +53,20 @@ pub enum ManifestError {
         /// What is wrong.
         bad: BadObject,
     },
+    /// It changed while it was read: what was read may be of two moments, or half of one.
+    #[error("{}: was changed while it was read", .path.display())]
+    Changed {
+        /// The file, or the directory that a file came to or went from.
+        path: PathBuf,
+    },
+    /// Nothing says which Services there are, which is not the same as none.
+    #[error("{}: {why} (where there really is no Service, an empty List says so)", names(.paths))]
+    NoServices {
+        /// Everything that was looked at.
+        paths: Vec<PathBuf>,
+        /// What was there.
+        why: String,
+    },
 }
 
 /// What the manifests hold. Of an object that is there twice, the last one counts.
@@ -69,6 +84,8 @@ pub struct Manifests {
     pub proxy_config: Option<String>,
     /// What could not be used.
     pub errors: Vec<ManifestError>,
+    /// The files as they were before they were read.
+    stamps: Vec<Stamp>,
 }
 
 impl Manifests {
@@ -86,9 +103,15 @@ impl Manifests {
 }
 
 /// Reads files, and the `.json`, `.yaml` and `.yml` files of directories (not of their
-/// subdirectories), in order of their names. What cannot be used is in [`Manifests::errors`].
+/// subdirectories), in order of their names. What cannot be used is in [`Manifests::errors`]; that
+/// no Service is among them is an error too, unless an empty `List` says that there is none.
 pub fn read(paths: &[PathBuf]) -> Manifests {
-    let mut found = Manifests::default();
+    let mut found = Manifests {
+        stamps: stamps(paths),
+        ..Manifests::default()
+    };
+    let mut documents_read = 0;
+    let mut says_none = false;
     let mut services = BTreeMap::new();
     let mut slices = BTreeMap::new();
     let mut nodes = BTreeMap::new();
@@ -102,7 +125,9 @@ pub fn read(paths: &[PathBuf]) -> Manifests {
             }
         };
         for (number, document) in documents {
+            documents_read += 1;
             let mut objects = Vec::new();
+            says_none |= is_empty_list(&document);
             flatten(document, &mut objects, 0);
             for value in objects {
                 match trim::object(&value) {
@@ -129,6 +154,20 @@ pub fn read(paths: &[PathBuf]) -> Manifests {
             }
         }
     }
+    let after = stamps(paths);
+    if let Some(path) = changed(&found.stamps, &after) {
+        found.errors.push(ManifestError::Changed { path });
+    } else if services.is_empty() && !says_none && found.errors.is_empty() {
+        let why = match (after.len(), documents_read) {
+            (0, _) => "there is no .json, .yaml or .yml file".to_string(),
+            (files, 0) => format!("no object in {files} files"),
+            (_, objects) => format!("no Service among what is in {objects} documents"),
+        };
+        found.errors.push(ManifestError::NoServices {
+            paths: paths.to_vec(),
+            why,
+        });
+    }
     found.services = services.into_values().collect();
     found.slices = slices.into_values().collect();
     found.nodes = nodes.into_values().collect();
@@ -136,32 +175,47 @@ pub fn read(paths: &[PathBuf]) -> Manifests {
     found
 }
 
-/// Follows the files: says everything at once, and again whenever a file's content, time or name
-/// changed. Ends when nobody listens any more. Files that cannot be read leave the last good
-/// content in place and are reported.
-pub async fn follow(paths: Vec<PathBuf>, said: mpsc::Sender<Said>) {
-    let mut last = None;
+/// Follows the files: says at once what was found in them `first`, and everything again whenever a
+/// file's content, time or name changed and stood still since. Ends when nobody listens any more.
+/// Files that cannot be read leave the last good content in place, and are reported for as long.
+pub async fn follow(paths: Vec<PathBuf>, first: Manifests, said: mpsc::Sender<Said>) {
+    // The files as they were when they were read last, and when they were looked at last.
+    let mut read_at = first.stamps.clone();
+    let mut seen = read_at.clone();
+    let mut good = first.errors.is_empty();
+    if !say(first, &said).await {
+        return;
+    }
     loop {
+        tokio::time::sleep(POLL).await;
         let look = paths.clone();
-        let stamp = tokio::task::spawn_blocking(move || stamps(&look))
-            .await
-            .ok();
-        if stamp != last || last.is_none() {
+        let Ok(now) = tokio::task::spawn_blocking(move || stamps(&look)).await else {
+            return;
+        };
+        if now == read_at {
+            // What cannot be used does not become current by standing there.
+            if good && !alive(&said).await {
+                return;
+            }
+        } else if now == seen {
             let look = paths.clone();
             let Ok(found) = tokio::task::spawn_blocking(move || read(&look)).await else {
                 return;
             };
-            last = stamp;
+            read_at = found.stamps.clone();
+            good = found.errors.is_empty();
             if !say(found, &said).await {
                 return;
             }
-        } else if said.send(Said::Alive(Collection::Services)).await.is_err()
-            || said.send(Said::Alive(Collection::Slices)).await.is_err()
-        {
-            return;
         }
-        tokio::time::sleep(POLL).await;
+        seen = now;
     }
+}
+
+/// True while somebody listens.
+async fn alive(said: &mpsc::Sender<Said>) -> bool {
+    said.send(Said::Alive(Collection::Services)).await.is_ok()
+        && said.send(Said::Alive(Collection::Slices)).await.is_ok()
 }
 
 async fn say(mut found: Manifests, said: &mpsc::Sender<Said>) -> bool {
@@ -170,8 +224,6 @@ async fn say(mut found: Manifests, said: &mpsc::Sender<Said>) -> bool {
     if errors.is_empty() {
         all.push(Said::ProxyConfig(found.proxy_config.take()));
         all.extend(found.into_changes().into_iter().map(Said::Change));
-        all.push(Said::Alive(Collection::Services));
-        all.push(Said::Alive(Collection::Slices));
     } else {
         // A file that is half written must not make its Services look deleted.
         let why: Vec<String> = errors.iter().map(ToString::to_string).collect();
@@ -182,7 +234,7 @@ async fn say(mut found: Manifests, said: &mpsc::Sender<Said>) -> bool {
             return false;
         }
     }
-    true
+    !errors.is_empty() || alive(said).await
 }
 
 type Stamp = (PathBuf, Option<SystemTime>, u64);
@@ -196,6 +248,21 @@ fn stamps(paths: &[PathBuf]) -> Vec<Stamp> {
             (path, time, meta.map_or(0, |m| m.len()))
         })
         .collect()
+}
+
+/// The first file that differs, or that is on one side only.
+fn changed(before: &[Stamp], after: &[Stamp]) -> Option<PathBuf> {
+    let other = |all: &[Stamp], one: &Stamp| !all.contains(one);
+    let path = before
+        .iter()
+        .find(|one| other(after, one))
+        .or_else(|| after.iter().find(|one| other(before, one)));
+    path.map(|(path, _, _)| path.clone())
+}
+
+fn names(paths: &[PathBuf]) -> String {
+    let all: Vec<String> = paths.iter().map(|p| p.display().to_string()).collect();
+    all.join(", ")
 }
 
 fn files(paths: &[PathBuf], errors: &mut Vec<ManifestError>) -> Vec<PathBuf> {
@@ -212,7 +279,8 @@ fn files(paths: &[PathBuf], errors: &mut Vec<ManifestError>) -> Vec<PathBuf> {
                     .map(|e| e.path())
                     .filter(|p| {
                         let extension = p.extension().and_then(|e| e.to_str()).unwrap_or("");
-                        ["json", "yaml", "yml"].contains(&extension) && p.is_file()
+                        // A link to nothing is kept: what it stood for is not gone.
+                        ["json", "yaml", "yml"].contains(&extension) && !p.is_dir()
                     })
                     .collect();
                 inside.sort();
@@ -254,10 +322,17 @@ fn documents(path: &Path) -> Result<Vec<(usize, Value)>, ManifestError> {
         why,
     };
     let text = String::from_utf8(bytes).map_err(|e| syntax(1, e.to_string()))?;
+    if text.trim().is_empty() {
+        // What a program leaves that opened the file and has not written yet.
+        return Err(syntax(1, "the file is empty".into()));
+    }
     let mut all = Vec::new();
     let mut add = |number: usize, value: Result<Value, String>| -> Result<(), ManifestError> {
         match value {
             Ok(Value::Null) => Ok(()),
+            Ok(value @ Value::Object(_)) if is_list(&value) && !value["items"].is_array() => Err(
+                syntax(number, "it is a List without a list of items".into()),
+            ),
             Ok(value @ Value::Object(_)) => {
                 all.push((number, value));
                 Ok(())
@@ -272,6 +347,7 @@ fn documents(path: &Path) -> Result<Vec<(usize, Value)>, ManifestError> {
             add(i + 1, value.map_err(|e| e.to_string()))?;
         }
     } else {
+        yaml::shallow(&text).map_err(|(document, why)| syntax(document, why))?;
         for (i, document) in serde_yaml_ng::Deserializer::from_str(&text).enumerate() {
             add(
                 i + 1,
@@ -280,6 +356,17 @@ fn documents(path: &Path) -> Result<Vec<(usize, Value)>, ManifestError> {
         }
     }
     Ok(all)
+}
+
+/// A list of objects of which Services or EndpointSlices may be some.
+fn is_list(value: &Value) -> bool {
+    ["List", "ServiceList", "EndpointSliceList"].contains(&value["kind"].as_str().unwrap_or(""))
+}
+
+/// An empty `List`, as `kubectl get --output yaml` gives it, or an empty `ServiceList`.
+fn is_empty_list(value: &Value) -> bool {
+    let of_services = ["List", "ServiceList"].contains(&value["kind"].as_str().unwrap_or(""));
+    of_services && value["items"].as_array().is_some_and(Vec::is_empty)
 }
 
 /// The objects of a `List` (or `ServiceList`, …), else the object itself.
@@ -407,12 +494,120 @@ mod tests {
         );
     }
 
+    #[test]
+    fn that_nothing_was_learnt_is_not_the_same_as_no_services() {
+        let dir = tempfile::tempdir().unwrap();
+        let here = [dir.path().to_path_buf()];
+        let says = |text: &str| {
+            let found = read(&here);
+            let all: Vec<String> = found.errors.iter().map(ToString::to_string).collect();
+            assert!(all.len() == 1 && all[0].contains(text), "{text}: {all:?}");
+        };
+        says("there is no .json, .yaml or .yml file");
+        write(dir.path(), "README.md", WEB);
+        says("there is no .json, .yaml or .yml file");
+        write(dir.path(), "a.yaml", "# Source: templates/none.yaml\n---\n");
+        says("no object in 1 files");
+        write(
+            dir.path(),
+            "a.yaml",
+            "apiVersion: v1\nkind: Node\nmetadata: {name: n1}\n",
+        );
+        says("no Service among what is in 1 documents");
+        // Written by halves: opened, cut off after the items, and cut off before them.
+        write(dir.path(), "a.yaml", "\n");
+        says("a.yaml: document 1 is not YAML: the file is empty");
+        write(
+            dir.path(),
+            "a.yaml",
+            "apiVersion: v1\nitems:\n- kind: Service\n",
+        );
+        says("kind");
+        write(dir.path(), "a.yaml", "apiVersion: v1\nkind: List\nitems:\n");
+        says("a List without a list of items");
+        std::fs::remove_file(dir.path().join("a.yaml")).unwrap();
+        std::os::unix::fs::symlink(dir.path().join("gone"), dir.path().join("l.yaml")).unwrap();
+        write(dir.path(), "a.yaml", WEB);
+        says("l.yaml");
+        std::fs::remove_file(dir.path().join("l.yaml")).unwrap();
+        for list in ["List", "ServiceList"] {
+            write(
+                dir.path(),
+                "a.yaml",
+                &format!(
+                    "apiVersion: v1\nitems: []\nkind: {list}\nmetadata: {{resourceVersion: ''}}\n"
+                ),
+            );
+            let found = read(&here);
+            assert!(found.errors.is_empty(), "{list}: {:?}", found.errors);
+            assert!(found.services.is_empty());
+        }
+    }
+
+    #[test]
+    fn files_that_move_under_the_reading_are_told_apart() {
+        let at = |name: &str, length| (PathBuf::from(name), Some(SystemTime::UNIX_EPOCH), length);
+        let all = [at("a", 1), at("b", 2)];
+        assert_eq!(changed(&all, &all), None);
+        assert_eq!(changed(&all, &[at("a", 1), at("b", 3)]), Some("b".into()));
+        assert_eq!(changed(&all, &all[..1]), Some("b".into()));
+        assert_eq!(changed(&all[1..], &all), Some("a".into()));
+    }
+
+    #[test]
+    fn deep_yaml_is_refused_at_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let deep = format!("{WEB}---\n{}", "[".repeat(100_000));
+        let began = std::time::Instant::now();
+        let found = read(&[write(dir.path(), "deep.yaml", &deep)]);
+        let text = found.errors[0].to_string();
+        assert!(
+            text.contains("deep.yaml: document 2 is not YAML: more than"),
+            "{text}"
+        );
+        assert!(began.elapsed() < Duration::from_secs(5), "{began:?}");
+    }
+
+    #[tokio::test]
+    async fn what_cannot_be_used_does_not_become_current_by_waiting() {
+        let dir = tempfile::tempdir().unwrap();
+        let paths = vec![dir.path().to_path_buf()];
+        write(dir.path(), "a.yaml", WEB);
+        let (tx, mut rx) = mpsc::channel(64);
+        let task = tokio::spawn(follow(paths.clone(), read(&paths), tx));
+        let next = async |rx: &mut mpsc::Receiver<Said>| {
+            tokio::time::timeout(Duration::from_secs(20), rx.recv())
+                .await
+                .unwrap()
+                .unwrap()
+        };
+        while next(&mut rx).await != Said::Alive(Collection::Slices) {}
+        std::fs::remove_file(dir.path().join("a.yaml")).unwrap();
+        loop {
+            match next(&mut rx).await {
+                Said::Lost(Collection::Services, why) => {
+                    assert!(why.contains("there is no .json"), "{why}");
+                    break;
+                }
+                Said::Alive(_) => {}
+                other => panic!("{other:?}"),
+            }
+        }
+        // For three looks nothing is said of it: it is still lost.
+        let more = tokio::time::timeout(3 * POLL, rx.recv()).await;
+        assert!(more.is_err(), "{more:?}");
+        write(dir.path(), "a.yaml", WEB);
+        assert!(matches!(next(&mut rx).await, Said::ProxyConfig(None)));
+        task.abort();
+    }
+
     #[tokio::test]
     async fn a_change_on_disk_is_said_again_and_a_broken_file_deletes_nothing() {
         let dir = tempfile::tempdir().unwrap();
         let path = write(dir.path(), "a.yaml", WEB);
         let (tx, mut rx) = mpsc::channel(16);
-        let task = tokio::spawn(follow(vec![path.clone()], tx));
+        let paths = vec![path.clone()];
+        let task = tokio::spawn(follow(paths.clone(), read(&paths), tx));
         let next = async |rx: &mut mpsc::Receiver<Said>| loop {
             let said = tokio::time::timeout(Duration::from_secs(20), rx.recv())
                 .await

@@ -85,7 +85,7 @@ pub fn examine(pass: &Pass, ledger: &mut Ledger) -> Examined {
         // History stands still meanwhile: nothing was confirmed, and nothing healed.
         judged = Judged::default();
         judged.not(why, total);
-        gaps.extend(gap);
+        gaps.extend(gap.filter(|gap| !pass.snapshot.gaps.contains(gap)));
     } else {
         let mut differences = compared.differences.clone();
         differences.extend(wrong_configuration(pass));
@@ -210,15 +210,8 @@ fn cannot_judge(
         let why = "Services and EndpointSlices have not been read whole yet".to_string();
         return Some((NotJudged::ApiView, gap("API", why)));
     }
-    if let Some(node) = own_node(pass) {
-        let known = || node.internal_ips.iter().chain(&node.external_ips);
-        if !node.internal_ips.is_empty() && !known().any(|a| pass.node.is_local(*a)) {
-            let why = format!(
-                "none of the addresses of Node {} is on a link here: this is not the node's network namespace (hostNetwork is missing, or --node names another node)",
-                node.name
-            );
-            return Some((NotJudged::Unreadable, gap("network namespace", why)));
-        }
+    if let Some(gap) = elsewhere(pass.view, pass.node) {
+        return Some((NotJudged::Unreadable, Some(gap)));
     }
     match state {
         NodeState::Starting => {
@@ -236,6 +229,25 @@ fn cannot_judge(
         NodeState::Gone => Some((NotJudged::NodeState, None)),
         NodeState::Ready | NodeState::Draining => None,
     }
+}
+
+/// None of the Node's addresses is on a link here: what can be read here is not the node's.
+pub fn elsewhere(view: &ClusterView, node: &NodeView) -> Option<Gap> {
+    let own = view.nodes.get(&node.name)?;
+    let all = || own.internal_ips.iter().chain(&own.external_ips);
+    if own.internal_ips.is_empty() || all().any(|ip| node.is_local(*ip)) {
+        return None;
+    }
+    let all: Vec<String> = all().map(ToString::to_string).collect();
+    Some(Gap {
+        what: "network namespace".into(),
+        why: format!(
+            "none of the addresses of Node {} ({}) is on a link here: this is not the node's network namespace (hostNetwork is missing, or --node names another node)",
+            node.name,
+            all.join(", ")
+        )
+        .into(),
+    })
 }
 
 /// kube-proxy thinks that it is on another node: then it takes other endpoints for local. A hint

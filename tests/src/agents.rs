@@ -26,7 +26,7 @@ pub const AGGREGATOR_HTTP: SocketAddr = SocketAddr::new(IpAddr::V4(HUB_V4), 1808
 pub const AGGREGATOR_GRPC: SocketAddr = SocketAddr::new(IpAddr::V4(HUB_V4), 18443);
 
 /// The same for every program of the product that reads a kernel.
-const PRIVILEGES: [&str; 4] = [
+pub(crate) const PRIVILEGES: [&str; 4] = [
     "--bounding-set=-all,+net_admin",
     "--inh-caps=-all",
     "--ambient-caps=-all",

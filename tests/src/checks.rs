@@ -12,6 +12,7 @@ use crate::churn;
 use crate::demo;
 use crate::faults;
 use crate::laboratory::{Laboratory, patch_all};
+use crate::lifeline;
 use crate::netns::Netns;
 use crate::objects;
 use crate::oracle;
@@ -60,6 +61,10 @@ pub const UNPROVEN: &[Check] = &[
         faults::faults_are_found_among_many,
     ),
     cluster("churn_is_not_drift", churn::churn_is_not_drift),
+    cluster(
+        "restarts_with_empty_nat",
+        lifeline::restarts_with_empty_nat,
+    ),
 ];
 
 const fn kernel(name: &'static str, run: fn() -> Result<String>) -> Check {

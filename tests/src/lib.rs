@@ -15,6 +15,7 @@
 //! - [`generate`], [`coverage`], [`oracle`], [`packets`]: hundreds of Services, what they show, and what real
 //!   kube-proxies and real packets say about them.
 //! - [`faults`], [`churn`]: damage that has to be found, and changes that must not be taken for it.
+//! - `lifeline`: an agent that restarts on a node without any Service address.
 //! - [`http`]: the smallest HTTP client, for listeners inside namespaces.
 //!
 //! Nothing here listens or sends outside namespaces of its own, besides loopback, and nothing
@@ -37,6 +38,7 @@ pub mod generate;
 mod generate_endpoints;
 pub mod http;
 pub mod laboratory;
+mod lifeline;
 pub mod netns;
 pub mod objects;
 pub mod oracle;

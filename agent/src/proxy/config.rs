@@ -70,6 +70,8 @@ pub fn parse(text: &str) -> Result<Parsed, String> {
         Ok(value) => value,
         Err(json) if text.trim_start().starts_with('{') => return Err(format!("not JSON: {json}")),
         // The first document; kube-proxy reads no other.
+        // Depth is bounded first: the parser's time grows with its square.
+        Err(_) if let Err((_, why)) = cluster::yaml::shallow(text) => return Err(why),
         Err(_) => match serde_yaml_ng::Deserializer::from_str(text).next() {
             Some(document) => Value::deserialize(document).map_err(|e| format!("not YAML: {e}"))?,
             None => Value::Null,

@@ -148,6 +148,13 @@ fn another_network_namespace_judges_nothing() {
             report.verdict
         );
     }
+    // Where the reading was refused for that, it is said once all the same.
+    let gap = elsewhere(&w.view, &w.node).unwrap();
+    w.snapshot
+        .tables
+        .insert(Family::V4, Reading::Failed(gap.clone()));
+    w.snapshot.gaps.push(gap.clone());
+    assert_eq!(w.pass().gaps, [gap]);
 }
 
 #[test]
