@@ -187,7 +187,10 @@ fn start(laboratory: &Laboratory, station: &Station, state: &Folder) -> Result<P
     ]);
     arguments.extend(["--aggregator".into(), AGGREGATOR_GRPC.to_string()]);
     arguments.extend(["--state-dir".into(), state.path().display().to_string()]);
-    arguments.extend(["--socket".into(), state.join("agent.sock").display().to_string()]);
+    arguments.extend([
+        "--socket".into(),
+        state.join("agent.sock").display().to_string(),
+    ]);
     let mut command: Command = station.node.netns().command("sh", arguments);
     command
         .env("KUBERNETES_SERVICE_HOST", SERVICE)
