@@ -61,10 +61,7 @@ pub const UNPROVEN: &[Check] = &[
         faults::faults_are_found_among_many,
     ),
     cluster("churn_is_not_drift", churn::churn_is_not_drift),
-    cluster(
-        "restarts_with_empty_nat",
-        lifeline::restarts_with_empty_nat,
-    ),
+    cluster("restarts_with_empty_nat", lifeline::restarts_with_empty_nat),
 ];
 
 const fn kernel(name: &'static str, run: fn() -> Result<String>) -> Check {
