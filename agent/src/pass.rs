@@ -263,7 +263,7 @@ fn legacy_gap(legacy: std::io::Result<Vec<String>>) -> Option<Gap> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use model::view::{LocalAddress, Node};
+    use model::view::{ClusterView, LocalAddress, Node};
 
     fn here(addresses: &[&str]) -> NodeView {
         NodeView {
