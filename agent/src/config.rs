@@ -1,7 +1,7 @@
 //! Flags.
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use model::name::NodeName;
+use model::name::{NodeName, ServicePortName};
 use model::profile::Version;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -59,7 +59,7 @@ pub struct SourceFlags {
     /// With manifests: expect a running kube-proxy all the same.
     #[arg(long)]
     pub expect_proxy: bool,
-    /// Directory for the addresses of the API server, for restarts on a broken node.
+    /// Directory for the addresses of API server and aggregator, for restarts on a broken node.
     #[arg(long, value_name = "DIR")]
     pub state_dir: Option<PathBuf>,
 }
@@ -70,9 +70,19 @@ pub struct RunFlags {
     /// Where from.
     #[command(flatten)]
     pub source: SourceFlags,
-    /// Where to report to (repeatable: every replica gets every report).
+    /// Where to report to (repeatable: each gets every report).
     #[arg(long, value_name = "HOST:PORT")]
     pub aggregator: Vec<String>,
+    /// Service of the aggregator: every replica that its EndpointSlices name gets every report.
+    #[arg(long, value_name = "NAMESPACE/NAME[:PORTNAME]", value_parser = service_port)]
+    pub aggregator_service: Option<ServicePortName>,
+    /// Authorities (PEM) that may sign the aggregator's certificate, which must be for NAME.NAMESPACE.svc
+    /// of the Service, or for the HOST. Without it reports go in plain text.
+    #[arg(long, value_name = "FILE")]
+    pub aggregator_ca: Option<PathBuf>,
+    /// Show the token in plain text to whoever answers.
+    #[arg(long, conflicts_with = "aggregator_ca")]
+    pub insecure_aggregator: bool,
     /// ServiceAccount token with the aggregator's audience.
     #[arg(long, value_name = "FILE")]
     pub token_file: Option<PathBuf>,
@@ -156,6 +166,21 @@ fn node_name(text: &str) -> Result<NodeName, String> {
         return Err("not the name of a Node".into());
     }
     Ok(text.into())
+}
+
+fn service_port(text: &str) -> Result<ServicePortName, String> {
+    let parsed: ServicePortName = text.parse()?;
+    let good = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+    let service = &parsed.service;
+    for name in [&service.namespace, &service.name] {
+        if name.is_empty() || !name.chars().all(good) {
+            return Err(format!("{name:?} is no name"));
+        }
+    }
+    if !parsed.port.chars().all(good) {
+        return Err(format!("{:?} is no name of a port", parsed.port));
+    }
+    Ok(parsed)
 }
 
 fn duration(text: &str) -> Result<Duration, String> {

@@ -3,11 +3,14 @@
 use crate::clock;
 use crate::config::RunFlags;
 use crate::pass::Looker;
-use crate::world::{Usage, World};
+use crate::world::{Moment, Usage, World};
 use agent::fresh::{Asker, soonest, wishes};
 use agent::local::{self, Refused, Socket};
-use agent::uplink::{UplinkConfig, uplink};
+use agent::uplink::replicas::{self, Replica};
+use agent::uplink::{AggregatorService, Trust, UplinkConfig, uplink};
+use model::name::ServicePortName;
 use model::report::Report;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,21 +24,34 @@ const BURST: f64 = 10_000.0;
 
 /// Runs until a signal comes.
 pub async fn run(flags: RunFlags) -> anyhow::Result<u8> {
+    let trust = trust(&flags)?;
     let (tell, reports) = watch::channel::<Option<Arc<Report>>>(None);
     let (asker, mut wishes) = wishes(reports.clone());
     let socket = answer(&flags.socket, asker).await?;
     let world = World::start(&flags.source).await?;
     let node = flags.source.node.clone();
-    if flags.aggregator.is_empty() {
-        tracing::warn!("no --aggregator: findings go to the log only");
-    } else {
-        let config = UplinkConfig {
-            aggregators: flags.aggregator.clone(),
-            node: node.clone(),
-            token_file: flags.token_file.clone(),
-            version: env!("CARGO_PKG_VERSION").to_string(),
-        };
-        tokio::spawn(uplink(config, reports.clone()));
+    let (mut naming, named) = Naming::new(&flags);
+    match trust {
+        None => tracing::warn!("no --aggregator: findings go to the log only"),
+        Some(trust) => {
+            let service = flags.aggregator_service.clone();
+            let config = UplinkConfig {
+                aggregators: flags.aggregator.clone(),
+                service: service.map(|port| AggregatorService {
+                    port,
+                    kept: flags
+                        .source
+                        .state_dir
+                        .as_ref()
+                        .map(|d| d.join("aggregator")),
+                }),
+                node: node.clone(),
+                token_file: flags.token_file.clone(),
+                trust,
+                version: env!("CARGO_PKG_VERSION").to_string(),
+            };
+            tokio::spawn(uplink(config, named, reports.clone()));
+        }
     }
     let (interval, budget) = (
         flags.interval.max(Duration::from_millis(50)),
@@ -51,7 +67,11 @@ pub async fn run(flags: RunFlags) -> anyhow::Result<u8> {
             let mut said = String::new();
             loop {
                 wishes.begin();
-                let passed = looker.pass(|| world.moment());
+                let passed = looker.pass(|| {
+                    let moment = world.moment();
+                    naming.look(&moment);
+                    moment
+                });
                 let report = passed.examined.report;
                 if report.verdict != said {
                     tracing::info!(
@@ -104,6 +124,73 @@ async fn answer(path: &Path, asker: Asker) -> anyhow::Result<Option<Arc<Socket>>
             tracing::warn!(%why, "no unix socket: questions on the node are not answered");
             Ok(None)
         }
+    }
+}
+
+/// How the aggregator proves itself; `None` where nothing is reported.
+fn trust(flags: &RunFlags) -> anyhow::Result<Option<Trust>> {
+    if flags.aggregator.is_empty() && flags.aggregator_service.is_none() {
+        return Ok(None);
+    }
+    if let Some(file) = &flags.aggregator_ca {
+        return Ok(Some(Trust::Authority(file.clone())));
+    }
+    if flags.token_file.is_some() && !flags.insecure_aggregator {
+        return Err(Usage(
+            "--token-file needs --aggregator-ca, to know the aggregator by its certificate before \
+             the token is shown, or --insecure-aggregator, to show it in plain text to whoever answers"
+                .into(),
+        )
+        .into());
+    }
+    tracing::warn!("no --aggregator-ca: reports go in plain text to whoever answers");
+    Ok(Some(Trust::Anybody))
+}
+
+/// Tells the uplink which replicas the API names. It looks whenever a pass does, at what the pass
+/// looks at.
+struct Naming {
+    service: Option<ServicePortName>,
+    /// Those of `--aggregator` that are addresses.
+    fixed: Vec<SocketAddr>,
+    /// Changes of the view that were looked at.
+    seen: Option<u64>,
+    tell: watch::Sender<Vec<Replica>>,
+}
+
+impl Naming {
+    fn new(flags: &RunFlags) -> (Naming, watch::Receiver<Vec<Replica>>) {
+        let (tell, named) = watch::channel(Vec::new());
+        let naming = Naming {
+            service: flags.aggregator_service.clone(),
+            fixed: flags
+                .aggregator
+                .iter()
+                .filter_map(|a| a.parse().ok())
+                .collect(),
+            seen: None,
+            tell,
+        };
+        (naming, named)
+    }
+
+    fn look(&mut self, moment: &Moment) {
+        let Some(service) = &self.service else { return };
+        // Of a list that is not whole yet, replicas would seem gone that are not.
+        if !moment.view.complete || self.seen == Some(moment.changes) {
+            return;
+        }
+        let named = replicas::named(&moment.view, service, &self.fixed);
+        let first = self.seen.is_none();
+        self.seen = Some(moment.changes);
+        if named.is_empty() && (first || !self.tell.borrow().is_empty()) {
+            tracing::warn!(%service, "the API names no replica of the aggregator");
+        }
+        self.tell.send_if_modified(|old| {
+            let other = *old != named;
+            *old = named;
+            other
+        });
     }
 }
 

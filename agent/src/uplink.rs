@@ -1,33 +1,46 @@
 //! Sends what the passes found to every replica of the aggregator.
 //!
-//! One connection each, opened from here and opened again with back-off. What is sent is always the
+//! One connection each, opened from here and opened again with back-off, in a task of its own: a
+//! replica that is slow or gone delays neither the others nor the passes. What is sent is always the
 //! newest report: a slow or absent aggregator costs no memory, since nothing queues. A pass that came
 //! to the same as the last one sent is told by a heartbeat.
+//!
+//! Which replicas there are is decided in [`replicas`]; this file does it.
 
+pub mod replicas;
+
+use cluster::kept;
 use model::name::NodeName;
+use model::name::ServicePortName;
 use model::report::Report;
 use model::time::Millis;
 use proto::v1;
 use proto::v1::witness_client::WitnessClient;
+use replicas::Replica;
+use std::collections::BTreeMap;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::sync::{mpsc, watch};
-use tokio::task::JoinSet;
+use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::codec::CompressionEncoding;
 use tonic::metadata::{Ascii, MetadataValue};
-use tonic::transport::Endpoint;
+use tonic::transport::{Certificate, ClientTlsConfig, Endpoint};
 
 /// The newest report; `None` before the first pass.
 pub type Reports = watch::Receiver<Option<Arc<Report>>>;
+/// The replicas that the API names now; empty while it names none.
+pub type Named = watch::Receiver<Vec<Replica>>;
 
 /// Between heartbeats. The aggregator calls a node silent after three of them.
 const HEARTBEAT: Duration = Duration::from_secs(5);
 /// For a connection to be made.
 const CONNECT: Duration = Duration::from_secs(5);
+/// For the aggregator to accept the stream: it may have to ask the API server about the token.
+const ANSWER: Duration = Duration::from_secs(30);
 /// For one message to be taken off our hands: 64 MiB over a bad link.
 const SEND: Duration = Duration::from_secs(30);
 /// Back-off between attempts: from here, doubled,
@@ -37,40 +50,140 @@ const RETRY_LAST: Duration = Duration::from_secs(20);
 /// A connection that lived this long was a good one: the back-off starts anew.
 const GOOD: Duration = Duration::from_secs(30);
 
+/// How the aggregator proves that it is the aggregator.
+#[derive(Clone, Debug)]
+pub enum Trust {
+    /// By a certificate of the authorities in this PEM file, which is read again at each connect.
+    Authority(PathBuf),
+    /// Not at all: in plain text, and whoever answers at the address gets reports and token.
+    Anybody,
+}
+
+/// The Service whose replicas are reported to.
+#[derive(Clone, Debug)]
+pub struct AggregatorService {
+    /// The Service and its port.
+    pub port: ServicePortName,
+    /// Where the addresses of its replicas are kept, so that a restart on a node that does not reach
+    /// the API server still reaches them.
+    pub kept: Option<PathBuf>,
+}
+
 /// Where to send, and as whom.
 #[derive(Clone, Debug)]
 pub struct UplinkConfig {
-    /// `host:port` of each replica of the aggregator.
+    /// `host:port` of replicas that are always reported to.
     pub aggregators: Vec<String>,
+    /// Whose replicas are reported to besides.
+    pub service: Option<AggregatorService>,
     /// The node reported on.
     pub node: NodeName,
     /// File with the ServiceAccount token for the aggregator's audience, read again at each connect.
     pub token_file: Option<PathBuf>,
+    /// How the aggregator proves itself.
+    pub trust: Trust,
     /// This agent's version.
     pub version: String,
 }
 
+/// One replica, as something to connect to.
+struct Target {
+    /// For the log.
+    name: String,
+    /// `host:port`, tried in turn.
+    addresses: Vec<String>,
+    /// The name that must be in its certificate.
+    tls_name: String,
+}
+
 /// Sends reports until the sender of `reports` is dropped. Failures are logged and tried again.
-pub async fn uplink(config: UplinkConfig, reports: Reports) {
+pub async fn uplink(config: UplinkConfig, mut named: Named, reports: Reports) {
+    let config = Arc::new(config);
     let mut tasks = JoinSet::new();
-    for aggregator in config.aggregators.clone() {
-        tasks.spawn(keep_connected(config.clone(), aggregator, reports.clone()));
+    for aggregator in &config.aggregators {
+        let host = aggregator.rsplit_once(':').map_or("", |(host, _)| host);
+        let target = Target {
+            name: aggregator.clone(),
+            addresses: vec![aggregator.clone()],
+            tls_name: host.trim_matches(['[', ']']).into(),
+        };
+        tasks.spawn(keep_connected(config.clone(), target, reports.clone()));
+    }
+    if let Some(service) = &config.service {
+        let mut held = service.kept.as_ref().map_or_else(Vec::new, |file| {
+            replicas::from_text(&service.port, &kept::read(file))
+        });
+        let mut written = held.clone();
+        let mut open: BTreeMap<Replica, AbortHandle> = BTreeMap::new();
+        loop {
+            held = replicas::hold(&held, &named.borrow_and_update());
+            open.retain(|replica, task| {
+                let stays = held.contains(replica);
+                if !stays {
+                    tracing::info!(aggregator = replica.name, "is no replica any more");
+                    task.abort();
+                }
+                stays
+            });
+            for replica in &held {
+                open.entry(replica.clone()).or_insert_with(|| {
+                    let target = Target {
+                        name: replica.name.clone(),
+                        addresses: replica.addresses.iter().map(ToString::to_string).collect(),
+                        tls_name: tls_name(&service.port),
+                    };
+                    tasks.spawn(keep_connected(config.clone(), target, reports.clone()))
+                });
+            }
+            if held != written {
+                keep(service, &held).await;
+                written.clone_from(&held);
+            }
+            // What was aborted has ended by now, or soon will.
+            while tasks.try_join_next().is_some() {}
+            if named.changed().await.is_err() {
+                break;
+            }
+        }
     }
     while tasks.join_next().await.is_some() {}
 }
 
-async fn keep_connected(config: UplinkConfig, aggregator: String, mut reports: Reports) {
+/// The name in the certificate of every replica of a Service: addresses of Pods come and go.
+fn tls_name(of: &ServicePortName) -> String {
+    format!("{}.{}.svc", of.service.name, of.service.namespace)
+}
+
+async fn keep(service: &AggregatorService, held: &[Replica]) {
+    let Some(file) = service.kept.clone() else {
+        return;
+    };
+    let text = replicas::to_text(&service.port, held);
+    // A disk that hangs must not hold up a thread that others need.
+    let written = tokio::task::spawn_blocking(move || {
+        kept::write(&file, &text).map_err(|e| format!("{}: {e}", file.display()))
+    });
+    if let Ok(Err(why)) = written.await {
+        tracing::warn!(why, "cannot keep the aggregator's addresses");
+    }
+}
+
+async fn keep_connected(config: Arc<UplinkConfig>, target: Target, mut reports: Reports) {
     let mut pause = RETRY_FIRST;
+    let mut turn = 0;
     loop {
         let start = tokio::time::Instant::now();
-        let Err(why) = session(&config, &aggregator, &mut reports).await else {
+        let address = &target.addresses[turn % target.addresses.len()];
+        let Err(why) = session(&config, &target, address, &mut reports).await else {
             return;
         };
         if start.elapsed() >= GOOD {
             pause = RETRY_FIRST;
+        } else {
+            turn += 1;
         }
         let wait = pause.mul_f64(0.5 + 0.5 * random());
-        tracing::warn!(aggregator, %why, retry_ms = wait.as_millis() as u64, "not connected");
+        tracing::warn!(aggregator = target.name, address, %why, retry_ms = wait.as_millis() as u64, "not connected");
         sleep(wait).await;
         pause = (pause * 2).min(RETRY_LAST);
         if reports.has_changed().is_err() {
@@ -84,7 +197,9 @@ async fn keep_connected(config: UplinkConfig, aggregator: String, mut reports: R
 enum Ended {
     #[error("token file {0}: {1}")]
     Token(PathBuf, String),
-    #[error("{0}")]
+    #[error("authorities in {0}: {1}")]
+    Authority(PathBuf, std::io::Error),
+    #[error("{}", chain(.0))]
     Connect(#[from] tonic::transport::Error),
     #[error("{0}")]
     Refused(String),
@@ -92,6 +207,20 @@ enum Ended {
     Closed,
     #[error("the aggregator takes nothing")]
     Stuck,
+    #[error("the aggregator does not answer")]
+    Silent,
+}
+
+/// An error with its causes: tonic's own text is "transport error".
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
 }
 
 impl From<tonic::Status> for Ended {
@@ -103,10 +232,23 @@ impl From<tonic::Status> for Ended {
 /// One connection. `Ok` when no more reports will come.
 async fn session(
     config: &UplinkConfig,
-    aggregator: &str,
+    target: &Target,
+    address: &str,
     reports: &mut Reports,
 ) -> Result<(), Ended> {
-    let channel = Endpoint::from_shared(format!("http://{aggregator}"))?
+    let endpoint = match &config.trust {
+        Trust::Anybody => Endpoint::from_shared(format!("http://{address}"))?,
+        Trust::Authority(file) => {
+            let authorities = tokio::fs::read(file)
+                .await
+                .map_err(|e| Ended::Authority(file.clone(), e))?;
+            let tls = ClientTlsConfig::new()
+                .ca_certificate(Certificate::from_pem(authorities))
+                .domain_name(&target.tls_name);
+            Endpoint::from_shared(format!("https://{address}"))?.tls_config(tls)?
+        }
+    };
+    let channel = endpoint
         .connect_timeout(CONNECT)
         .http2_keep_alive_interval(HEARTBEAT)
         .keep_alive_timeout(2 * HEARTBEAT)
@@ -132,8 +274,11 @@ async fn session(
         }),
     )
     .await?;
-    let mut answers = client.stream(request).await?.into_inner();
-    tracing::info!(aggregator, "connected");
+    let mut answers = match timeout(ANSWER, client.stream(request)).await {
+        Ok(answer) => answer?.into_inner(),
+        Err(_) => return Err(Ended::Silent),
+    };
+    tracing::info!(aggregator = target.name, address, "connected");
 
     let mut sent: Option<Arc<Report>> = None;
     let mut beat = interval(HEARTBEAT);

@@ -8,6 +8,7 @@ pub mod fleet;
 pub mod http;
 pub mod ingest;
 pub mod metrics;
+pub mod tls;
 pub mod view;
 
 use model::time::{Millis, Mono, Now};

@@ -1,6 +1,6 @@
 //! Flags and wiring of the aggregator.
 
-use aggregator::{SharedFleet, auth::Tokens, fleet::Fleet, http, ingest::Ingest};
+use aggregator::{SharedFleet, auth::Tokens, fleet::Fleet, http, ingest::Ingest, tls};
 use anyhow::{Context, bail};
 use clap::Parser;
 use std::net::SocketAddr;
@@ -24,6 +24,13 @@ struct Flags {
     /// Where agents report.
     #[arg(long, default_value = "127.0.0.1:8443", value_name = "ADDR:PORT")]
     grpc: SocketAddr,
+    /// Certificate that agents are shown (PEM); read again when it changes. Without one agents are
+    /// listened to in plain text.
+    #[arg(long, requires = "tls_key", value_name = "FILE")]
+    tls_cert: Option<PathBuf>,
+    /// Private key of the certificate (PEM).
+    #[arg(long, requires = "tls_cert", value_name = "FILE")]
+    tls_key: Option<PathBuf>,
     /// Answer every reader who reaches --listen, though it is not loopback.
     #[arg(long)]
     insecure_readers: bool,
@@ -95,8 +102,24 @@ async fn main() -> anyhow::Result<()> {
     tracing::info!(readers = %readers.local_addr()?, agents = %agents.local_addr()?, "listening");
 
     let grpc = tonic::transport::Server::builder()
-        .add_service(Ingest::new(fleet.clone(), tokens).server())
-        .serve_with_incoming(TcpListenerStream::new(agents));
+        .add_service(Ingest::new(fleet.clone(), tokens).server());
+    let grpc = async {
+        match flags.tls_cert.zip(flags.tls_key) {
+            Some((certificate, key)) => {
+                let files = tls::Files { certificate, key };
+                let incoming = tls::accept(agents, files).context("--tls-cert, --tls-key")?;
+                grpc.serve_with_incoming(incoming).await?;
+            }
+            None => {
+                if !flags.grpc.ip().is_loopback() {
+                    tracing::warn!("agents are listened to in plain text, no --tls-cert");
+                }
+                let incoming = TcpListenerStream::new(agents);
+                grpc.serve_with_incoming(incoming).await?;
+            }
+        }
+        anyhow::Ok(())
+    };
     let scraped = async {
         match scrape {
             Some(listener) => axum::serve(listener, http::scrape_router(fleet.clone())).await,

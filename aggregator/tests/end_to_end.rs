@@ -3,7 +3,7 @@
 #[expect(dead_code, reason = "the other reports are for tests/fleet.rs")]
 mod reports;
 
-use agent::uplink::{UplinkConfig, uplink};
+use agent::uplink::{Trust, UplinkConfig, uplink};
 use aggregator::{SharedFleet, fleet::Fleet, http, ingest::Ingest};
 use model::name::NodeName;
 use std::net::SocketAddr;
@@ -62,11 +62,13 @@ async fn what_an_agent_reports_is_what_curl_reads() {
     let config = UplinkConfig {
         // One replica is dead: the other must not suffer.
         aggregators: vec!["127.0.0.1:1".into(), grpc.to_string()],
+        service: None,
         node: NodeName::from("n17"),
         token_file: None,
+        trust: Trust::Anybody,
         version: "0.1.0".into(),
     };
-    let agent = tokio::spawn(uplink(config, reports));
+    let agent = tokio::spawn(uplink(config, watch::channel(Vec::new()).1, reports));
     until(at, "/nodes/n17", "has not finished a pass").await;
 
     send.send(Some(Arc::new(reports::drifted("n17")))).unwrap();

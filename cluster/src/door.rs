@@ -92,8 +92,8 @@ impl Door {
         base.default_retry = false;
         let state_file = config.state_dir.map(|d| d.join("api-server"));
         let kept = state_file.as_ref().map_or_else(Vec::new, |f| {
-            let text = std::fs::read_to_string(f).unwrap_or_default();
-            text.lines()
+            crate::kept::read(f)
+                .lines()
                 .filter_map(|l| l.trim().parse().ok())
                 .take(KEPT)
                 .collect()
@@ -231,19 +231,13 @@ impl Door {
             None => inner.turn = 0,
         }
         if let Some(file) = &self.state_file
-            && let Err(error) = write_whole(file, &inner.kept)
+            && let Err(error) = crate::kept::write(file, &to_text(&inner.kept))
         {
             tracing::warn!(file = %file.display(), %error, "cannot keep the API server's addresses");
         }
     }
 }
 
-fn write_whole(file: &std::path::Path, addresses: &[SocketAddr]) -> std::io::Result<()> {
-    let text: String = addresses.iter().map(|a| format!("{a}\n")).collect();
-    if let Some(dir) = file.parent() {
-        std::fs::create_dir_all(dir)?;
-    }
-    let fresh = file.with_extension("new");
-    std::fs::write(&fresh, text)?;
-    std::fs::rename(fresh, file)
+fn to_text(addresses: &[SocketAddr]) -> String {
+    addresses.iter().map(|a| format!("{a}\n")).collect()
 }

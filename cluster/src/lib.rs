@@ -7,6 +7,7 @@
 pub mod api;
 pub mod door;
 pub mod field;
+pub mod kept;
 pub mod manifests;
 pub mod said;
 pub mod trim;

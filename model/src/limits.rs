@@ -29,3 +29,10 @@ pub const LEDGER_EPISODES: usize = 64;
 /// Services fetched again from the API server after one pass (design 6 c). Damage to more Services
 /// at once takes more passes; the API server must not pay for it.
 pub const REFRESHES_PER_PASS: usize = 20;
+
+/// Replicas of the aggregator that an agent reports to. Two or three are what anybody runs; each
+/// costs every agent a stream, and every report one more encoding.
+pub const REPLICAS: usize = 16;
+
+/// Addresses of one replica: a Pod has one of each family.
+pub const REPLICA_ADDRESSES: usize = 2;

@@ -25,6 +25,12 @@ pub const AGGREGATOR_HTTP: SocketAddr = SocketAddr::new(IpAddr::V4(HUB_V4), 1808
 /// The aggregator's listener for agents.
 pub const AGGREGATOR_GRPC: SocketAddr = SocketAddr::new(IpAddr::V4(HUB_V4), 18443);
 
+/// Both listeners of a replica; number 0 has [`AGGREGATOR_HTTP`] and [`AGGREGATOR_GRPC`].
+fn listeners(number: u16) -> (SocketAddr, SocketAddr) {
+    let shifted = |at: SocketAddr| SocketAddr::new(at.ip(), at.port() + number);
+    (shifted(AGGREGATOR_HTTP), shifted(AGGREGATOR_GRPC))
+}
+
 /// The same for every program of the product that reads a kernel.
 pub(crate) const PRIVILEGES: [&str; 4] = [
     "--bounding-set=-all,+net_admin",
@@ -123,6 +129,8 @@ pub struct Spec {
     pub proxy_version: Option<String>,
     /// `--token-file`: what it shows to the aggregator.
     pub token_file: Option<PathBuf>,
+    /// How it finds and knows the aggregator; usually in plain text at [`AGGREGATOR_GRPC`].
+    pub aggregator: Vec<String>,
     /// Further flags.
     pub flags: Vec<String>,
 }
@@ -135,6 +143,7 @@ impl Spec {
             kube_proxy_config: None,
             proxy_version: None,
             token_file: None,
+            aggregator: vec!["--aggregator".into(), AGGREGATOR_GRPC.to_string()],
             flags: Vec::new(),
         }
     }
@@ -158,6 +167,7 @@ impl Spec {
         if let Some(path) = &self.token_file {
             arguments.extend(["--token-file".into(), path.display().to_string()]);
         }
+        arguments.extend(self.aggregator.iter().cloned());
         arguments.extend(self.flags.iter().cloned());
         arguments
     }
@@ -167,27 +177,54 @@ impl Spec {
 #[derive(Debug)]
 pub struct Agent {
     process: Process,
+    spec: Spec,
     state: Folder,
 }
 
 impl Agent {
-    /// Starts an agent on a node; it reports to the hub's aggregator.
+    /// Starts an agent on a node.
     pub fn start(programs: &Programs, node: &Node, spec: &Spec) -> Result<Agent> {
-        let state = Folder::create(&format!("agent-{}", node.name()))?;
+        Agent::start_as(programs, node, node.name(), spec)
+    }
+
+    /// The same, but it claims to be on the node `name`.
+    pub fn start_as(programs: &Programs, node: &Node, name: &str, spec: &Spec) -> Result<Agent> {
+        let state = Folder::create(&format!("agent-{name}"))?;
+        Agent::with_state(programs, node, name, spec, state)
+    }
+
+    /// Kills it, and starts one with the same state directory, this time with these flags besides.
+    pub fn restart(self, programs: &Programs, node: &Node, flags: &[&str]) -> Result<Agent> {
+        let Agent {
+            mut process,
+            spec,
+            state,
+        } = self;
+        process.kill()?;
+        let mut with_flags = spec.clone();
+        let flags = flags.iter().map(|flag| (*flag).to_owned());
+        with_flags.flags.extend(flags);
+        let mut agent = Agent::with_state(programs, node, node.name(), &with_flags, state)?;
+        agent.spec = spec;
+        Ok(agent)
+    }
+
+    fn with_state(
+        programs: &Programs,
+        node: &Node,
+        name: &str,
+        spec: &Spec,
+        state: Folder,
+    ) -> Result<Agent> {
         let mut arguments: Vec<String> = PRIVILEGES.map(str::to_owned).into();
         arguments.extend([
             programs.agent.display().to_string(),
             "run".into(),
             "--node".into(),
-            node.name().to_owned(),
+            name.to_owned(),
         ]);
         arguments.extend(spec.arguments());
-        arguments.extend([
-            "--aggregator".into(),
-            AGGREGATOR_GRPC.to_string(),
-            "--state-dir".into(),
-            state.path().display().to_string(),
-        ]);
+        arguments.extend(["--state-dir".into(), state.path().display().to_string()]);
         // All nodes of the laboratory share one file system.
         if !spec.flags.iter().any(|flag| flag == "--socket") {
             let socket = state.join("agent.sock").display().to_string();
@@ -198,7 +235,11 @@ impl Agent {
             node.netns().command("setpriv", arguments),
             &state.join("agent.log"),
         )?;
-        Ok(Agent { process, state })
+        Ok(Agent {
+            process,
+            spec: spec.clone(),
+            state,
+        })
     }
 
     /// Its process, for signals and its log.
@@ -216,6 +257,7 @@ impl Agent {
 #[derive(Debug)]
 pub struct Aggregator {
     process: Process,
+    http: SocketAddr,
     _folder: Folder,
 }
 
@@ -223,14 +265,26 @@ impl Aggregator {
     /// Starts an aggregator in the hub and waits until it answers. `flags` follow its addresses:
     /// `--insecure-agents` and `--insecure-readers` where there is no cluster to ask.
     pub fn start(programs: &Programs, hub: &Hub, flags: &[&str]) -> Result<Aggregator> {
+        let flags: Vec<String> = flags.iter().map(|flag| (*flag).to_owned()).collect();
+        Aggregator::start_replica(programs, hub, 0, &flags)
+    }
+
+    /// The same for one of several replicas, each with ports of its own.
+    pub fn start_replica(
+        programs: &Programs,
+        hub: &Hub,
+        number: u16,
+        flags: &[String],
+    ) -> Result<Aggregator> {
         let folder = Folder::create("aggregator")?;
+        let (http, grpc) = listeners(number);
         let mut arguments = vec![
             "--listen".to_owned(),
-            AGGREGATOR_HTTP.to_string(),
+            http.to_string(),
             "--grpc".into(),
-            AGGREGATOR_GRPC.to_string(),
+            grpc.to_string(),
         ];
-        arguments.extend(flags.iter().map(|flag| (*flag).to_owned()));
+        arguments.extend_from_slice(flags);
         let command = hub
             .netns()
             .command(&programs.aggregator.to_string_lossy(), arguments);
@@ -240,11 +294,12 @@ impl Aggregator {
             &folder.join("aggregator.log"),
         )?;
         process.until("the aggregator answers", Duration::from_secs(20), || {
-            let answer = http::get_in(hub.netns(), AGGREGATOR_HTTP, "/healthz")?;
+            let answer = crate::http::get_in(hub.netns(), http, "/healthz")?;
             Ok((answer.status == 200).then_some(()))
         })?;
         Ok(Aggregator {
             process,
+            http,
             _folder: folder,
         })
     }
@@ -256,7 +311,7 @@ impl Aggregator {
 
     /// What it answers to `GET path`.
     pub fn get(&self, hub: &Hub, path: &str) -> Result<Answer> {
-        http::get_in(hub.netns(), AGGREGATOR_HTTP, path)
+        http::get_in(hub.netns(), self.http, path)
     }
 
     /// The same as JSON; an error for another status than 200.
@@ -272,9 +327,77 @@ impl Aggregator {
 /// The manifests of `deploy/`, applied to a cluster.
 #[derive(Debug)]
 pub struct Installation {
+    agent: Workload,
+    aggregator: Workload,
+}
+
+/// What a DaemonSet or Deployment runs.
+#[derive(Debug)]
+struct Workload {
     namespace: String,
     service_account: String,
     pod_labels: Value,
+    /// Of its only container.
+    arguments: Vec<String>,
+}
+
+impl Workload {
+    fn of_kind(objects: &[Value], kind: &str) -> Result<Workload> {
+        let object = objects
+            .iter()
+            .find(|object| object["kind"] == kind)
+            .with_context(|| format!("deploy/ holds no {kind}"))?;
+        let template = &object["spec"]["template"];
+        let text = |value: &Value, what: &str| {
+            let text = value.as_str();
+            let text = text.with_context(|| format!("the {kind} has no {what}"));
+            Ok::<_, anyhow::Error>(text?.to_owned())
+        };
+        let arguments = template["spec"]["containers"][0]["args"].as_array();
+        Ok(Workload {
+            namespace: text(&object["metadata"]["namespace"], "namespace")?,
+            service_account: text(
+                &template["spec"]["serviceAccountName"],
+                "serviceAccountName",
+            )?,
+            pod_labels: template["metadata"]["labels"].clone(),
+            arguments: arguments
+                .into_iter()
+                .flatten()
+                .map(|argument| text(argument, "text in args"))
+                .collect::<Result<_>>()?,
+        })
+    }
+
+    /// The value of `--name=value` among its arguments.
+    fn flag(&self, name: &str) -> Result<&str> {
+        self.arguments
+            .iter()
+            .find_map(|argument| argument.strip_prefix(name)?.strip_prefix('='))
+            .with_context(|| format!("deploy/ gives no {name}"))
+    }
+
+    /// Creates a Pod (nothing runs it), with what `status` says about it.
+    fn create_pod(&self, cluster: &Cluster, name: &str, spec: Value, status: Value) -> Result<()> {
+        let mut pod = json!({
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": {"name": name, "namespace": self.namespace, "labels": self.pod_labels},
+            "spec": spec,
+        });
+        pod["spec"]["serviceAccountName"] = json!(self.service_account);
+        cluster.api.create(&pod)?;
+        if !status.is_null() {
+            let path = format!("/api/v1/namespaces/{}/pods/{name}/status", self.namespace);
+            let patch = json!({"status": status});
+            cluster.api.call(hyper::Method::PATCH, &path, Some(patch))?;
+        }
+        Ok(())
+    }
+
+    fn token(&self, cluster: &Cluster, audiences: &[&str], pod: &str) -> Result<String> {
+        cluster.token(&self.namespace, &self.service_account, audiences, Some(pod))
+    }
 }
 
 impl Installation {
@@ -287,59 +410,120 @@ impl Installation {
             .partition(|object| object["kind"] == "Namespace");
         cluster.api.put_all(&namespaces)?;
         cluster.api.put_all(&rest)?;
-        let agents = rest
-            .iter()
-            .find(|object| object["kind"] == "DaemonSet")
-            .context("deploy/ holds no DaemonSet")?;
-        let template = &agents["spec"]["template"];
-        let text = |value: &Value, what: &str| {
-            Ok::<_, anyhow::Error>(
-                value
-                    .as_str()
-                    .with_context(|| format!("the DaemonSet has no {what}"))?
-                    .to_owned(),
-            )
-        };
         Ok(Installation {
-            namespace: text(&agents["metadata"]["namespace"], "namespace")?,
-            service_account: text(
-                &template["spec"]["serviceAccountName"],
-                "serviceAccountName",
-            )?,
-            pod_labels: template["metadata"]["labels"].clone(),
+            agent: Workload::of_kind(&rest, "DaemonSet")?,
+            aggregator: Workload::of_kind(&rest, "Deployment")?,
         })
+    }
+
+    /// The namespace of all of it.
+    pub fn namespace(&self) -> &str {
+        &self.agent.namespace
+    }
+
+    /// The audience that agents' tokens must have.
+    pub fn audience(&self) -> Result<&str> {
+        self.aggregator.flag("--audience")
+    }
+
+    /// Flags for a replica of the aggregator, as the Deployment has them: it asks the API server at `url` as the
+    /// Deployment's ServiceAccount, with the rights of `deploy/`. Its Pod (which nothing runs) is said to be on
+    /// `node`, and has the hub's address, so that the Service's EndpointSlices lead to the replica.
+    pub fn aggregator(
+        &self,
+        cluster: &Cluster,
+        node: &Node,
+        number: u16,
+        url: &str,
+    ) -> Result<Vec<String>> {
+        let pod = format!("vipwitness-aggregator-{number}");
+        let (_, grpc) = listeners(number);
+        let port = |name: &str, port: u16| json!({"name": name, "containerPort": port});
+        self.aggregator.create_pod(
+            cluster,
+            &pod,
+            json!({
+                "nodeName": node.name(),
+                "containers": [{
+                    "name": "aggregator", "image": "vipwitness-aggregator",
+                    // Ports differ, since both replicas have the hub's address.
+                    "ports": [port("grpc", grpc.port()), port("scrape", 19090 + number)],
+                }],
+            }),
+            json!({
+                "phase": "Running",
+                "podIP": grpc.ip(), "podIPs": [{"ip": grpc.ip()}],
+                "conditions": [{"type": "Ready", "status": "True"}],
+            }),
+        )?;
+        let token = self.aggregator.token(cluster, &[], &pod)?;
+        let kubeconfig = cluster.kubeconfig_with(url, &token)?;
+        let service = format!("DNS:vipwitness-aggregator.{}.svc", self.namespace());
+        let address = format!("IP:{}", grpc.ip());
+        let pair = cluster.authority().issue(&pod, &[&service, &address])?;
+        let mut flags: Vec<String> = ["--audience", "--agent-account"]
+            .into_iter()
+            .map(|name| Ok(format!("{name}={}", self.aggregator.flag(name)?)))
+            .collect::<Result<_>>()?;
+        flags.extend([
+            format!("--kubeconfig={}", kubeconfig.display()),
+            format!("--tls-cert={}", pair.certificate.display()),
+            format!("--tls-key={}", pair.key.display()),
+            // Readers stand outside the aggregator's Pod.
+            "--insecure-readers".into(),
+        ]);
+        Ok(flags)
     }
 
     /// Creates the agent's Pod for a node (nothing runs it) and gives a spec whose credentials are
     /// that Pod's: a kubeconfig with a token for the API server at `url`, and a token file with the aggregator's audience.
-    pub fn agent(&self, cluster: &Cluster, node: &Node, url: &str) -> Result<Spec> {
-        let pod = format!("vipwitness-agent-{}", node.name());
-        cluster.api.create(&json!({
-            "apiVersion": "v1",
-            "kind": "Pod",
-            "metadata": {"name": pod, "namespace": self.namespace, "labels": self.pod_labels},
-            "spec": {
-                "nodeName": node.name(),
-                "serviceAccountName": self.service_account,
-                "hostNetwork": true,
-                "containers": [{"name": "agent", "image": "vipwitness-agent"}],
-            },
-        }))?;
-        let token = |audiences: &[&str]| {
-            cluster.token(
-                &self.namespace,
-                &self.service_account,
-                audiences,
-                Some(&pod),
-            )
-        };
-        let kubeconfig = cluster.kubeconfig_with(url, &token(&[])?)?;
-        let token_file = cluster.folder().join(format!("{pod}.token"));
-        std::fs::write(&token_file, token(&["vipwitness"])?)?;
+    /// It finds the aggregator as the DaemonSet's does.
+    pub fn agent(&self, cluster: &Cluster, node: &str, url: &str) -> Result<Spec> {
+        let pod = self.agent_pod(cluster, node)?;
+        let kubeconfig = cluster.kubeconfig_with(url, &self.agent.token(cluster, &[], &pod)?)?;
         let mut spec = Spec::new(Source::Kubeconfig(kubeconfig));
-        spec.token_file = Some(token_file);
+        spec.token_file = Some(self.agent_token(cluster, &pod, &[self.audience()?])?);
+        spec.aggregator = vec![
+            format!(
+                "--aggregator-service={}",
+                self.agent.flag("--aggregator-service")?
+            ),
+            authority(cluster),
+        ];
         Ok(spec)
     }
+
+    /// Creates the agent's Pod for a node, and gives its name.
+    pub fn agent_pod(&self, cluster: &Cluster, node: &str) -> Result<String> {
+        let pod = format!("vipwitness-agent-{node}");
+        let spec = json!({
+            "nodeName": node,
+            "hostNetwork": true,
+            "containers": [{"name": "agent", "image": "vipwitness-agent"}],
+        });
+        self.agent.create_pod(cluster, &pod, spec, Value::Null)?;
+        Ok(pod)
+    }
+
+    /// A file with a token of the agents' ServiceAccount, bound to a Pod.
+    pub fn agent_token(&self, cluster: &Cluster, pod: &str, audiences: &[&str]) -> Result<PathBuf> {
+        let token = self.agent.token(cluster, audiences, pod)?;
+        write_token(cluster, &token)
+    }
+}
+
+/// The flag with which agents know the laboratory's aggregators.
+pub fn authority(cluster: &Cluster) -> String {
+    let file = cluster.authority().certificate();
+    format!("--aggregator-ca={}", file.display())
+}
+
+/// A file with a token, gone with the cluster.
+pub fn write_token(cluster: &Cluster, token: &str) -> Result<PathBuf> {
+    let number = crate::cleanup::number();
+    let file = cluster.folder().join(format!("{number}.token"));
+    std::fs::write(&file, token)?;
+    Ok(file)
 }
 
 /// Every document of every `.yaml` file of a folder and its folders.

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
 use serde_json::json;
 
 use crate::agents::{Asked, Programs};
@@ -189,23 +189,56 @@ fn real_proxies_agree(laboratory: &mut Laboratory) -> Result<String> {
     Ok(format!("{pairs} pairs judged on six nodes, no finding"))
 }
 
-/// The API server takes the manifests of deploy/, and the agents that run with them report.
+/// The API server takes the manifests of deploy/, and the agents that run with them find both replicas
+/// of the aggregator by the EndpointSlices, and report to both. One that is started again where it does
+/// not reach the API server still does.
 fn deploy_is_accepted(laboratory: &mut Laboratory) -> Result<String> {
-    laboratory.start_agents()?;
+    if laboratory.installation.is_none() {
+        laboratory.start_agents()?;
+    }
     let names: Vec<String> = laboratory
         .nodes()
         .iter()
         .map(|node| node.name().to_owned())
         .collect();
-    crate::wait::until("a report from every node", Duration::from_secs(60), || {
-        let nodes = laboratory.aggregated("/nodes")?.to_string();
-        Ok(names
-            .iter()
-            .all(|name| nodes.contains(name.as_str()))
-            .then_some(()))
-    })?;
+    let limit = Duration::from_secs(60);
+    let both = [&laboratory.aggregator, &laboratory.second];
+    let both: Vec<_> = both.into_iter().flatten().collect();
+    for (number, replica) in both.iter().enumerate() {
+        let what = format!("a report from every node at replica {number}");
+        crate::wait::until(&what, limit, || {
+            for name in &names {
+                let path = format!("/nodes/{name}");
+                if replica.json(&laboratory.hub, &path)?["data"]["connected"] != true {
+                    return Ok(None);
+                }
+            }
+            Ok(Some(()))
+        })?;
+    }
+
+    // The log goes on in the same file.
+    let programs = laboratory.programs()?.clone();
+    let station = &mut laboratory.stations[0];
+    let mut agent = station.agent.take().context("its agent was started")?;
+    let log = agent.process().log().to_owned();
+    let connected = || -> Result<usize> {
+        let text = std::fs::read_to_string(&log)?;
+        Ok(text.matches("uplink: connected aggregator=").count())
+    };
+    let before = connected()?;
+    let flags = ["--api-server", "https://10.77.0.254:6443"];
+    let mut agent = agent.restart(&programs, &station.node, &flags)?;
+    agent
+        .process()
+        .until("both replicas again, without the API", limit, || {
+            Ok((connected()? >= before + both.len()).then_some(()))
+        })?;
+    // Later checks need one that hears of the API.
+    station.agent = Some(agent.restart(&programs, &station.node, &[])?);
     Ok(format!(
-        "{} agents report with their own tokens",
-        names.len()
+        "{} agents report to {} replicas with their own tokens; one did again without the API server",
+        names.len(),
+        both.len()
     ))
 }

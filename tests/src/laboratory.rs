@@ -35,6 +35,10 @@ pub struct Station {
 pub struct Laboratory {
     /// The aggregator, once [`Laboratory::start_agents`] was called.
     pub aggregator: Option<Aggregator>,
+    /// Its second replica.
+    pub second: Option<Aggregator>,
+    /// What of `deploy/` was applied.
+    pub installation: Option<Installation>,
     /// One node for each version and mode.
     pub stations: Vec<Station>,
     /// The cluster.
@@ -74,6 +78,8 @@ impl Laboratory {
         }
         Ok(Laboratory {
             aggregator: None,
+            second: None,
+            installation: None,
             stations,
             cluster,
             hub,
@@ -90,24 +96,27 @@ impl Laboratory {
         self.programs.get().context("the programs were just built")
     }
 
-    /// Applies `deploy/`, starts the aggregator, and on every node an agent with the credentials
-    /// of its own Pod.
+    /// Applies `deploy/`, starts two replicas of the aggregator that verify tokens, and on every node
+    /// an agent with the credentials of its own Pod.
     pub fn start_agents(&mut self) -> Result<()> {
         let installation = Installation::apply(&self.cluster)?;
         let programs = self.programs()?.clone();
-        self.aggregator = Some(Aggregator::start(
-            &programs,
-            &self.hub,
-            &["--insecure-agents", "--insecure-readers"],
-        )?);
         let url = self.cluster.url();
+        let replica = |number| {
+            let node = &self.stations[0].node;
+            let flags = installation.aggregator(&self.cluster, node, number, &url)?;
+            Aggregator::start_replica(&programs, &self.hub, number, &flags)
+        };
+        let (first, second) = (replica(0)?, replica(1)?);
+        (self.aggregator, self.second) = (Some(first), Some(second));
         for station in &mut self.stations {
-            let mut spec = installation.agent(&self.cluster, &station.node, &url)?;
+            let mut spec = installation.agent(&self.cluster, station.node.name(), &url)?;
             // Hundreds of Services are damaged or changed without a pause, which no node lives
             // through, and the programs are not optimised as those that ship are.
             spec.flags = vec!["--cpu-budget".to_owned(), "20".to_owned()];
             station.agent = Some(Agent::start(&programs, &station.node, &spec)?);
         }
+        self.installation = Some(installation);
         Ok(())
     }
 

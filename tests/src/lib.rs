@@ -48,5 +48,6 @@ pub mod process;
 pub mod proxy;
 pub mod recording;
 pub mod tiers;
+mod tokens;
 pub mod topology;
 pub mod wait;
