@@ -54,6 +54,7 @@ pub const ALL: &[Check] = &[
 /// Checks that are written and have not been seen to pass whole yet. They run only by name, with
 /// `cargo lab test --only NAME`, until they have.
 pub const UNPROVEN: &[Check] = &[
+    cluster("tokens_are_verified", crate::tokens::tokens_are_verified),
     cluster("faults_are_real", faults::faults_are_real),
     cluster("faults_are_found", faults::faults_are_found),
     cluster(
