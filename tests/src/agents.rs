@@ -409,9 +409,24 @@ impl Installation {
             .into_iter()
             .partition(|object| object["kind"] == "Namespace");
         cluster.api.put_all(&namespaces)?;
+        let agent = Workload::of_kind(&rest, "DaemonSet")?;
+        // Elsewhere the laboratory's slice controller may write no slices (there they are written by
+        // hand); here it has the rights that it has in every cluster.
+        cluster.api.put_all(&[json!({
+            "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "RoleBinding",
+            "metadata": {"name": "slice-controller", "namespace": agent.namespace},
+            "roleRef": {
+                "apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole",
+                "name": "system:controller:endpointslice-controller",
+            },
+            "subjects": [{
+                "apiGroup": "rbac.authorization.k8s.io", "kind": "User",
+                "name": "system:kube-controller-manager",
+            }],
+        })])?;
         cluster.api.put_all(&rest)?;
         Ok(Installation {
-            agent: Workload::of_kind(&rest, "DaemonSet")?,
+            agent,
             aggregator: Workload::of_kind(&rest, "Deployment")?,
         })
     }

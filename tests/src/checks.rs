@@ -207,7 +207,7 @@ fn deploy_is_accepted(laboratory: &mut Laboratory) -> Result<String> {
     let both: Vec<_> = both.into_iter().flatten().collect();
     for (number, replica) in both.iter().enumerate() {
         let what = format!("a report from every node at replica {number}");
-        crate::wait::until(&what, limit, || {
+        let all = crate::wait::until(&what, limit, || {
             for name in &names {
                 let path = format!("/nodes/{name}");
                 if replica.json(&laboratory.hub, &path)?["data"]["connected"] != true {
@@ -215,7 +215,18 @@ fn deploy_is_accepted(laboratory: &mut Laboratory) -> Result<String> {
                 }
             }
             Ok(Some(()))
-        })?;
+        });
+        if let Err(error) = all {
+            let path = "/apis/discovery.k8s.io/v1/namespaces/vipwitness/endpointslices";
+            let slices = laboratory.cluster.api.get(path)?;
+            let agent = laboratory.stations[0].agent.as_mut();
+            let log = agent.map(|agent| agent.process().log_tail());
+            bail!(
+                "{error:#}\n{}\n{}",
+                slices["items"],
+                log.unwrap_or_default()
+            );
+        }
     }
 
     // The log goes on in the same file.
