@@ -1,6 +1,7 @@
 //! An agent reports to every replica of the aggregator that is named, and to none that does not
 //! prove itself.
 
+#[allow(dead_code, reason = "shared with tests that need other reports")]
 mod reports;
 
 use agent::uplink::replicas::Replica;

@@ -48,13 +48,13 @@ pub const ALL: &[Check] = &[
     cluster("real_proxies_agree", real_proxies_agree),
     cluster("proxies_are_the_oracle", oracle::proxies_are_the_oracle),
     cluster("packets_are_the_oracle", packets::packets_are_the_oracle),
-    cluster("deploy_is_accepted", deploy_is_accepted),
+    cluster("tokens_are_verified", crate::tokens::tokens_are_verified),
 ];
 
 /// Checks that are written and have not been seen to pass whole yet. They run only by name, with
 /// `cargo lab test --only NAME`, until they have.
 pub const UNPROVEN: &[Check] = &[
-    cluster("tokens_are_verified", crate::tokens::tokens_are_verified),
+    cluster("deploy_is_accepted", deploy_is_accepted),
     cluster("faults_are_real", faults::faults_are_real),
     cluster("faults_are_found", faults::faults_are_found),
     cluster(
