@@ -11,6 +11,7 @@ use model::capture::{Coverage, DatapathFound, DatapathState, Gap, Hook, Reading,
 use model::finding::Evidence;
 use model::name::ServicePortName;
 use model::profile::{ProxyMode, ProxyProfile};
+use model::table::{Action, ForwardingTable};
 use model::view::NodeView;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -37,11 +38,65 @@ pub trait Datapath: Owner + Sync {
     /// The hooks of a family, present or not (kube-proxy.md 3.2, 5.3).
     fn hooks(&self, ruleset: &Ruleset, family: Family) -> Vec<Hook>;
 
+    /// Where it answers for a destination: table and chain, with the map where there is one.
+    /// `own`: the address is one of the node's, so it is a node port.
+    fn places(&self, own: bool) -> &'static [Place];
+
     /// Does a family have anything of it?
     fn has_family(&self, ruleset: &Ruleset, family: Family) -> bool;
 
     /// As an [`Owner`]: which chains are its own.
     fn owner(&self) -> &dyn Owner;
+}
+
+/// A place where a datapath keeps its rules or elements for destinations.
+#[derive(Clone, Copy, Debug)]
+pub struct Place {
+    /// Table.
+    pub table: &'static str,
+    /// Chain.
+    pub chain: &'static str,
+    /// The map that the chain looks destinations up in.
+    pub map: Option<&'static str>,
+}
+
+/// Names the places where an answer should be, where packets to a destination that is asked for
+/// meet none.
+fn name_absence(
+    tables: &mut BTreeMap<Family, Reading<ForwardingTable>>,
+    datapath: &dyn Datapath,
+    desired: &BTreeMap<Frontend, Option<ServicePortName>>,
+    node: &NodeView,
+) {
+    for (family, table) in tables {
+        let word = match family {
+            Family::V4 => "ip",
+            Family::V6 => "ip6",
+        };
+        let Reading::Read(table) = table else {
+            continue;
+        };
+        for ((frontend, _), observed) in &mut table.rows {
+            if observed.forwarding.action != Action::None
+                || !observed.evidence.is_empty()
+                || !desired.contains_key(frontend)
+            {
+                continue;
+            }
+            let places = datapath.places(node.is_local(frontend.address()));
+            observed.evidence.extend(places.iter().map(|place| {
+                let map = place.map.map_or(String::new(), |m| format!("map {m}: "));
+                Evidence {
+                    family: word.into(),
+                    table: place.table.into(),
+                    chain: place.chain.into(),
+                    handle: None,
+                    element: None,
+                    says: format!("{map}nothing that packets reach answers for {frontend}").into(),
+                }
+            }));
+        }
+    }
 }
 
 /// The datapaths that are looked for in netfilter.
@@ -153,6 +208,9 @@ pub fn snapshot(
         owner,
     };
     let mut tables = walk::walk(ruleset, &ask);
+    if let Some(datapath) = datapath {
+        name_absence(&mut tables, datapath, desired, node);
+    }
     let mut hooks = Vec::new();
     let mut families = Vec::new();
     for family in Family::ALL {

@@ -46,6 +46,7 @@ pub const ALL: &[Check] = &[
     kernel("demonstration", demonstration),
     cluster("tokens_name_their_node", tokens_name_their_node),
     cluster("real_proxies_agree", real_proxies_agree),
+    cluster("faults_are_found", faults::faults_are_found),
     cluster("proxies_are_the_oracle", oracle::proxies_are_the_oracle),
     cluster("packets_are_the_oracle", packets::packets_are_the_oracle),
     cluster("tokens_are_verified", crate::tokens::tokens_are_verified),
@@ -56,7 +57,6 @@ pub const ALL: &[Check] = &[
 pub const UNPROVEN: &[Check] = &[
     cluster("deploy_is_accepted", deploy_is_accepted),
     cluster("faults_are_real", faults::faults_are_real),
-    cluster("faults_are_found", faults::faults_are_found),
     cluster(
         "faults_are_found_among_many",
         faults::faults_are_found_among_many,

@@ -1,6 +1,6 @@
 //! kube-proxy in iptables mode, over either backend (kube-proxy.md 3).
 
-use super::{Datapath, Signature, backend_word, jump_hook};
+use super::{Datapath, Place, Signature, backend_word, jump_hook};
 use crate::netfilter::ruleset::{Backend, Chain, Ruleset, Table, TableFamily};
 use crate::netfilter::walk::{Names, Owner};
 use model::address::Family;
@@ -194,6 +194,32 @@ impl Datapath for Iptables {
                 jump_hook(family, table, (word(family), name), from, to, essential)
             })
             .collect()
+    }
+
+    fn places(&self, own: bool) -> &'static [Place] {
+        const fn place(table: &'static str, chain: &'static str) -> Place {
+            Place {
+                table,
+                chain,
+                map: None,
+            }
+        }
+        if own {
+            &const {
+                [
+                    place("nat", "KUBE-NODEPORTS"),
+                    place("filter", "KUBE-EXTERNAL-SERVICES"),
+                ]
+            }
+        } else {
+            &const {
+                [
+                    place("nat", "KUBE-SERVICES"),
+                    place("filter", "KUBE-SERVICES"),
+                    place("filter", "KUBE-EXTERNAL-SERVICES"),
+                ]
+            }
+        }
     }
 
     fn has_family(&self, ruleset: &Ruleset, family: Family) -> bool {

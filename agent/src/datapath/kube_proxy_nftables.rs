@@ -1,6 +1,6 @@
 //! kube-proxy in nftables mode (kube-proxy.md 5).
 
-use super::{Datapath, Signature, hangs_on, jump_hook};
+use super::{Datapath, Place, Signature, hangs_on, jump_hook};
 use crate::netfilter::ruleset::{Chain, HookPoint, Ruleset, Table, TableFamily};
 use crate::netfilter::walk::{Names, Owner};
 use model::address::Family;
@@ -169,6 +169,31 @@ impl Datapath for Nftables {
                 hook
             })
             .collect()
+    }
+
+    fn places(&self, own: bool) -> &'static [Place] {
+        const fn place(chain: &'static str, map: &'static str) -> Place {
+            Place {
+                table: TABLE,
+                chain,
+                map: Some(map),
+            }
+        }
+        if own {
+            &const {
+                [
+                    place("services", "service-nodeports"),
+                    place("nodeport-endpoints-check", "no-endpoint-nodeports"),
+                ]
+            }
+        } else {
+            &const {
+                [
+                    place("services", "service-ips"),
+                    place("service-endpoints-check", "no-endpoint-services"),
+                ]
+            }
+        }
     }
 
     fn has_family(&self, ruleset: &Ruleset, family: Family) -> bool {
