@@ -235,7 +235,7 @@ pub fn snapshot(
         for set in table.sets.values().filter(|set| !set.dynamic) {
             if let Some(why) = &set.unread {
                 gaps.push(Gap {
-                    what: format!("set {} {} {}", table.family.word(), table.name, set.name).into(),
+                    what: format!("set {} {} {}", table.word(), table.name, set.name).into(),
                     why: why.clone(),
                 });
             }
@@ -310,7 +310,7 @@ fn jump_hook(
         present: found.is_some(),
         essential,
         evidence: Evidence {
-            family: missing.0.into(),
+            family: table.map_or(missing.0, |t| t.word()).into(),
             table: table.map_or_else(|| missing.1.into(), |t| t.name.clone()),
             chain: from.into(),
             handle: found.map(|(_, r)| r.handle),

@@ -7,3 +7,4 @@ pub mod files;
 pub mod links;
 pub mod netlink;
 pub mod nf_tables;
+pub mod xtables;

@@ -3,6 +3,7 @@
 pub mod datapath;
 pub mod fresh;
 pub mod host;
+pub mod kernel;
 pub mod local;
 pub mod netfilter;
 pub mod uplink;

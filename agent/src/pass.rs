@@ -3,11 +3,8 @@
 use crate::clock;
 use crate::world::Moment;
 use agent::datapath;
-use agent::host::netlink::{Family as Netfamily, Netlink, Question};
-use agent::host::nf_tables::ReadError;
-use agent::host::{files, links, nf_tables};
-use agent::netfilter::nftables::{self, attributes::Attributes};
-use agent::netfilter::ruleset::Ruleset;
+use agent::host::links;
+use agent::kernel::Kernel;
 use model::address::Frontend;
 use model::capture::{Gap, Reading, Snapshot};
 use model::compare::Comparison;
@@ -17,29 +14,9 @@ use model::name::{NodeName, ServiceName, ServicePortName};
 use model::profile::ProxyProfile;
 use model::settle::Ledger;
 use model::table::DesiredTable;
-use model::time::Now;
 use model::view::NodeView;
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
-
-/// A whole reading proves every few minutes that nothing changed unseen.
-const WHOLE: Duration = Duration::from_secs(180);
-
-/// Readings tried again when kube-proxy wrote during each attempt of one; it writes in bursts.
-const TORN: u32 = 3;
-
-/// One reading of the kernel.
-struct Kernel {
-    ruleset: Reading<Ruleset>,
-    /// What a later reading must match to be the same (generation, list of tables).
-    mark: Option<Mark>,
-    /// When it was read.
-    at: Now,
-}
-
-/// Generation, and the list of tables: one with an owner can vanish without a new generation.
-type Mark = (Vec<u8>, Vec<Vec<u8>>);
 
 /// What a pass was made from, and what it gave, to be used again where nothing changed.
 struct Last {
@@ -93,9 +70,9 @@ impl Looker {
     pub fn pass(&mut self, moment: impl FnOnce() -> Moment) -> Passed {
         let began = clock::now();
         self.passes += 1;
-        let fresh = self.read();
+        let (kernel, fresh) = Kernel::read(self.kernel.take(), began);
+        self.kernel = Some(kernel);
         let links = links::addresses();
-        let legacy = files::legacy_tables();
         let moment = moment();
         let node = NodeView {
             name: self.node.clone(),
@@ -137,8 +114,6 @@ impl Looker {
         let Some(last) = &mut self.last else {
             unreachable!("made just above")
         };
-        let mut gaps = moment.gaps;
-        gaps.extend(legacy_gap(legacy));
         let refreshed = std::mem::take(&mut self.refreshed);
         let mut examined = examine(
             &Pass {
@@ -151,7 +126,7 @@ impl Looker {
                 desired: &last.desired,
                 snapshot: &last.snapshot,
                 refreshed: &refreshed,
-                gaps: &gaps,
+                gaps: &moment.gaps,
                 compared: last.compared.as_ref(),
             },
             &mut self.ledger,
@@ -165,99 +140,6 @@ impl Looker {
             .any(|t| matches!(t, Reading::Failed(_)));
         Passed { examined, unread }
     }
-
-    /// Reads the rules, unless the kernel says that they are those of the last reading. True when
-    /// they were read.
-    fn read(&mut self) -> bool {
-        let now = clock::now();
-        let mark = mark();
-        if let Some(kernel) = &mut self.kernel
-            && mark.is_some()
-            && kernel.mark == mark
-            && now.mono.since(kernel.at.mono) < WHOLE.as_millis() as u64
-        {
-            // The same rules, seen to be the same now.
-            kernel.at = now;
-            return false;
-        }
-        // The old reading goes first: two of a large node need not be held at once.
-        self.kernel = None;
-        let gap = |why: String| {
-            Reading::Failed(Gap {
-                what: "nf_tables".into(),
-                why: why.into(),
-            })
-        };
-        let mut stamp = None;
-        let mut read = nf_tables::read();
-        for _ in 0..TORN {
-            if matches!(read, Err(ReadError::Torn { .. })) {
-                read = nf_tables::read();
-            }
-        }
-        let ruleset = match read {
-            Ok(capture) => {
-                stamp = mark;
-                Reading::Read(nftables::decode(&capture).ruleset)
-            }
-            // A node without nf_tables has its Services somewhere this program did not look.
-            Err(ReadError::Absent) => {
-                gap("the kernel has no nf_tables, and no other datapath is read".into())
-            }
-            Err(ReadError::Permission) => gap("reading nf_tables needs CAP_NET_ADMIN".into()),
-            Err(error) => gap(error.to_string()),
-        };
-        // Time of the reading's start: what the API says later is newer than it.
-        self.kernel = Some(Kernel {
-            ruleset,
-            mark: stamp,
-            at: now,
-        });
-        true
-    }
-}
-
-/// Two small questions that tell whether the rules may have changed.
-fn mark() -> Option<Mark> {
-    let mut netlink = Netlink::open(Netfamily::Netfilter).ok()?;
-    let mut generation = Vec::new();
-    netlink
-        .ask(&Question::Generation, |message| {
-            // NFTA_GEN_ID; the others name whoever asks.
-            let mut all = Attributes::new(message.get(4..).unwrap_or_default());
-            if let Some((_, id)) = all.find(|(kind, _)| *kind == 1) {
-                generation = id.to_vec();
-            }
-            true
-        })
-        .ok()?;
-    if generation.is_empty() {
-        return None;
-    }
-    let mut tables = Vec::new();
-    netlink
-        .ask(&Question::Tables, |message| {
-            tables.push(message.to_vec());
-            true
-        })
-        .ok()?;
-    Some((generation, tables))
-}
-
-/// Rules of iptables-legacy run besides those of nf_tables, and are not read.
-fn legacy_gap(legacy: std::io::Result<Vec<String>>) -> Option<Gap> {
-    let why = match legacy {
-        Ok(tables) if tables.is_empty() => return None,
-        Ok(tables) => format!(
-            "tables of iptables-legacy are in use and not read: {}",
-            tables.join(", ")
-        ),
-        Err(error) => format!("cannot tell whether iptables-legacy is in use: {error}"),
-    };
-    Some(Gap {
-        what: "iptables-legacy".into(),
-        why: why.into(),
-    })
 }
 
 #[cfg(test)]
@@ -310,14 +192,5 @@ mod tests {
         // Nothing known is no proof of anything.
         assert_eq!(elsewhere(&knows(&[], &[]), &here(&["10.244.1.5"])), None);
         assert_eq!(elsewhere(&ClusterView::default(), &here(&[])), None);
-    }
-
-    #[test]
-    fn legacy_tables_are_a_gap_and_so_is_not_knowing() {
-        assert_eq!(legacy_gap(Ok(Vec::new())), None);
-        let used = legacy_gap(Ok(vec!["nat".into(), "filter".into()])).unwrap();
-        assert!(used.why.contains("nat, filter"), "{}", used.why);
-        let denied = std::io::Error::from(std::io::ErrorKind::PermissionDenied);
-        assert!(legacy_gap(Err(denied)).is_some());
     }
 }

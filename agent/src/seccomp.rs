@@ -134,6 +134,17 @@ mod tests {
             assert_eq!(set(libc::SOL_IP, libc::IP_TTL), 0);
             assert_eq!(set(libc::SOL_IP, 64), libc::EPERM);
             assert_eq!(set(libc::SOL_IPV6, 65), libc::EPERM);
+            // IPT_SO_GET_INFO and IP6T_SO_GET_ENTRIES have the same numbers and are let through: the
+            // kernel itself says what is wrong.
+            for (level, option) in [(libc::SOL_IP, 64), (libc::SOL_IPV6, 65)] {
+                let nowhere: *mut libc::c_void = std::ptr::null_mut();
+                // SAFETY: no memory is passed.
+                let result =
+                    unsafe { libc::getsockopt(fd, level, option, nowhere, nowhere.cast()) };
+                let errno = std::io::Error::last_os_error().raw_os_error();
+                assert_eq!(result, -1);
+                assert_ne!(errno, Some(libc::EPERM));
+            }
             // SAFETY: no pointer is passed; the filter answers before the kernel looks at them.
             let result = unsafe { libc::syscall(libc::SYS_io_uring_setup, 0, 0) };
             assert_eq!(result, -1);

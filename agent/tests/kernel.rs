@@ -5,7 +5,7 @@
     reason = "tests may run programs, the agent may not"
 )]
 
-use agent::host::{files, links, nf_tables};
+use agent::host::{links, nf_tables, xtables};
 use agent::netfilter::nftables::{Decoded, capture::Capture, decode};
 use agent::netfilter::ruleset::{Data, Op};
 use std::io::Write;
@@ -98,7 +98,7 @@ fn empty_namespace_is_an_empty_ruleset() {
             .map(|a| format!("{} {}", a.address, a.link))
             .collect();
         assert_eq!(words, ["127.0.0.1 lo", "fd00::1 lo"]);
-        assert_eq!(files::legacy_tables().expect("names"), Vec::<String>::new());
+        assert_eq!(xtables::names(), Ok(Vec::new()));
     });
 }
 

@@ -41,9 +41,10 @@ pub struct Comparison {
 
 /// Names of the datapaths whose rows can be judged; without a backend's name: none of its rules is
 /// there.
-const COVERED: [&str; 3] = [
+const COVERED: [&str; 4] = [
     "kube-proxy/nftables",
     "kube-proxy/iptables-nft",
+    "kube-proxy/iptables-legacy",
     "kube-proxy/iptables",
 ];
 
@@ -69,15 +70,14 @@ fn charge(snapshot: &Snapshot, profile: &ProxyProfile, programmed_before: bool) 
     }
     // Nothing of it is in the kernel: everything is missing, or kube-proxy does not run here at all.
     // A hint (a ConfigMap that an earlier kube-proxy left) cannot tell; what was seen before can,
-    // and so can kube-proxy itself. Its rules of iptables mode may be those of iptables-legacy.
+    // and so can kube-proxy itself.
     let mode = profile.mode.as_ref();
     let told = mode.is_some_and(|m| m.from >= LearntFrom::Flag);
     match mode.map(|m| m.value) {
         Some(ProxyMode::Ipvs) if told => Charge::NotCovered,
-        Some(ProxyMode::Nftables) if told || (programmed_before && named.is_some()) => {
-            Charge::Covered
-        }
-        Some(ProxyMode::Iptables) if programmed_before && (told || named.is_some()) => {
+        Some(ProxyMode::Nftables | ProxyMode::Iptables)
+            if told || (programmed_before && named.is_some()) =>
+        {
             Charge::Covered
         }
         _ => Charge::Nobody,

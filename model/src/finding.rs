@@ -11,13 +11,15 @@ use std::sync::Arc;
 /// A place in the kernel's state that proves something.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Evidence {
-    /// `ip`, `ip6`, `inet`, or what else holds the object; empty where it does not apply.
+    /// `ip`, `ip6`, `inet`, or what else holds the object; `iptables-legacy` and `ip6tables-legacy`
+    /// for tables of x_tables; empty where it does not apply.
     pub family: Arc<str>,
     /// Table.
     pub table: Arc<str>,
     /// Chain, set or map.
     pub chain: Arc<str>,
-    /// The rule's handle, as `nft --handle` shows it.
+    /// The rule's handle, as `nft --handle` shows it. Rules of iptables-legacy have none: there it is
+    /// the position in the chain, from 1, as `iptables-legacy -L --line-numbers` shows it.
     pub handle: Option<u64>,
     /// The element of a set or map, as `nft` shows it.
     pub element: Option<Arc<str>>,
@@ -30,7 +32,12 @@ impl fmt::Display for Evidence {
         if !self.table.is_empty() {
             write!(f, "{} {} {}", self.family, self.table, self.chain)?;
             if let Some(h) = self.handle {
-                write!(f, " handle {h}")?;
+                let what = if self.family.ends_with("tables-legacy") {
+                    "rule"
+                } else {
+                    "handle"
+                };
+                write!(f, " {what} {h}")?;
             }
             if let Some(e) = &self.element {
                 write!(f, " {{ {e} }}")?;

@@ -176,6 +176,11 @@ impl Datapath for Iptables {
                 hooked,
             });
         }
+        if found.iter().filter(|s| s.hooked).count() > 1 {
+            for signature in &mut found {
+                signature.why += "; packets meet those of the other backend as well";
+            }
+        }
         found
     }
 

@@ -177,3 +177,38 @@ fn what_failed_to_read_is_not_judged() {
     assert_eq!(s.gaps, [gap]);
     assert_eq!(s.hooks, []);
 }
+
+#[test]
+fn legacy_is_a_backend_of_its_own() {
+    let legacy = |mut rules: Ruleset| {
+        for table in &mut rules.tables {
+            table.backend = Backend::Legacy;
+        }
+        rules
+    };
+    let s = shot(legacy(text::iptables(IPTABLES)), None);
+    assert_eq!(
+        states(&s),
+        [("kube-proxy/iptables-legacy", DatapathState::InCharge)]
+    );
+    assert_eq!(missing(&s), Vec::<&str>::new());
+    assert_eq!(&*s.hooks[0].evidence.family, "iptables-legacy");
+    // Both at once: both are named, and that packets meet both.
+    let mut rules = legacy(text::iptables(IPTABLES));
+    rules.tables.extend(text::iptables(IPTABLES).tables);
+    let s = shot(rules, Some(ProxyMode::Iptables));
+    assert_eq!(
+        states(&s),
+        [
+            ("kube-proxy/iptables-legacy", DatapathState::InCharge),
+            ("kube-proxy/iptables-nft", DatapathState::Residue)
+        ]
+    );
+    for found in &s.datapaths {
+        assert!(
+            found.why.contains("packets meet those of the other"),
+            "{}",
+            found.why
+        );
+    }
+}

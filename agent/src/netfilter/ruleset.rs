@@ -15,7 +15,8 @@ use std::sync::Arc;
 pub struct Ruleset {
     /// Tables of all families that see IP packets.
     pub tables: Vec<Table>,
-    /// nf_tables generation (`NFTA_GEN_ID`); equal before and after the reading.
+    /// nf_tables generation (`NFTA_GEN_ID`); equal before and after the reading. iptables-legacy has
+    /// none.
     pub generation: Option<u32>,
     /// `NFTA_GEN_PROC_NAME`: the command that wrote last.
     pub last_writer: Option<Arc<str>>,
@@ -78,6 +79,16 @@ pub struct Table {
 }
 
 impl Table {
+    /// Its family as a report names it: iptables-legacy's tables exist beside those of the same
+    /// family and name in nf_tables.
+    pub fn word(&self) -> &'static str {
+        match (self.backend, self.family) {
+            (Backend::Legacy, TableFamily::Ip) => "iptables-legacy",
+            (Backend::Legacy, TableFamily::Ip6) => "ip6tables-legacy",
+            (_, family) => family.word(),
+        }
+    }
+
     /// The chain of that name.
     pub fn chain(&self, name: &str) -> Option<&Chain> {
         self.chain_index.get(name).map(|&i| &self.chains[i])

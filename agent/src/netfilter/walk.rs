@@ -21,9 +21,10 @@ use eval::Walker;
 use model::address::{Family, Frontend, Protocol, SourceClass};
 use model::capture::Reading;
 use model::finding::Evidence;
+use model::limits::EVIDENCE_PER_ROW;
 use model::name::ServicePortName;
 use model::profile::LocalDetector;
-use model::table::ForwardingTable;
+use model::table::{Action, DecidedBy, Forwarding, ForwardingTable, Observed};
 use model::view::NodeView;
 use program::Program;
 use source::Source;
@@ -77,13 +78,14 @@ pub fn walk(ruleset: &Ruleset, ask: &Ask<'_>) -> BTreeMap<Family, Reading<Forwar
 
 fn walk_family(ruleset: &Ruleset, ask: &Ask<'_>, family: Family) -> Reading<ForwardingTable> {
     let desired = || ask.desired.iter().filter(|(f, _)| f.family() == family);
-    let program = Program::new(ruleset, family, ask.owner);
+    let programs = Program::orders(ruleset, family, ask.owner);
+    let program = &programs[0];
     if program.tables.is_empty() && desired().next().is_none() {
         return Reading::Absent;
     }
     let locals: HashSet<IpAddr> = ask.node.addresses.iter().map(|a| a.address).collect();
     let local = |a: IpAddr| a.is_loopback() || locals.contains(&a);
-    let named = candidates::Named::of(&program, family);
+    let named = candidates::Named::of(program, family);
     let sources: Vec<(SourceClass, Source)> = SourceClass::ALL
         .into_iter()
         .map(|c| (c, Source::of_class(c, family, ask.detector, ask.node)))
@@ -106,19 +108,45 @@ fn walk_family(ruleset: &Ruleset, ask: &Ask<'_>, family: Family) -> Reading<Forw
             } else {
                 source
             };
-            let mut walker = Walker::new(&program, source, &local);
-            let answer = walker.walk(address, protocol.number(), port);
             let service = wanted.and_then(|w| w.as_ref());
-            rows.push((
-                (frontend, *class),
-                row::observed(answer, &walker.affinity, ask.owner, frontend, service),
-            ));
+            let row = in_any_order(&programs, |program| {
+                let mut walker = Walker::new(program, source, &local);
+                let answer = walker.walk(address, protocol.number(), port);
+                row::observed(answer, &walker.affinity, ask.owner, frontend, service)
+            });
+            rows.push(((frontend, *class), row));
         }
         if wanted.is_some() || rows.iter().any(|(_, r)| row::says_something(r)) {
             table.rows.extend(rows);
         }
     }
     Reading::Read(table)
+}
+
+/// What each order gives, if that is the same.
+fn in_any_order<'a, 'p>(
+    programs: &'a [Program<'p>],
+    mut walk: impl FnMut(&'a Program<'p>) -> Observed,
+) -> Observed {
+    let mut row = walk(&programs[0]);
+    for other in &programs[1..] {
+        let other = walk(other);
+        if (&other.forwarding, other.decided_by) != (&row.forwarding, row.decided_by) {
+            let why = "iptables-legacy and nf_tables have rules at the same hook and priority, and \
+                       which of them comes first decides";
+            row = Observed {
+                forwarding: Forwarding::without_backends(
+                    row.forwarding.service,
+                    Action::Unknown(why.into()),
+                ),
+                decided_by: DecidedBy::Nobody,
+                evidence: row.evidence.into_iter().chain(other.evidence).collect(),
+                backend_evidence: Vec::new(),
+            };
+            row.evidence.truncate(EVIDENCE_PER_ROW);
+        }
+    }
+    row
 }
 
 /// Conditions and statements that were not understood: those in the datapath's own rules, as
@@ -136,7 +164,7 @@ pub(crate) struct Way {
         Option<f64>,
     )>,
     /// What becomes of it.
-    pub end: model::table::Observed,
+    pub end: Observed,
 }
 
 /// Walks a concrete packet. `link` is where it came in; `None`: the node itself sends it.
@@ -147,22 +175,27 @@ pub(crate) fn way(
     destination: (IpAddr, Protocol, u16),
 ) -> Way {
     let (address, protocol, port) = destination;
-    let program = Program::new(ruleset, Family::of(address), ask.owner);
+    let programs = Program::orders(ruleset, Family::of(address), ask.owner);
     let local = |a: IpAddr| ask.node.is_local(a);
     let from = Source::exact(source.0, source.1, source.2, ask.node);
-    let mut walker = Walker::new(&program, &from, &local);
-    walker.passed = Some(Vec::new());
-    let answer = walker.walk(address, protocol.number(), port);
-    let passed = walker.passed.take().unwrap_or_default();
     let frontend = Frontend::port(address, protocol, port);
     let service = ask.desired.get(&frontend).and_then(|s| s.as_ref());
-    Way {
-        places: passed
-            .iter()
-            .map(|p| (p.hook, p.place.evidence(), p.chance))
-            .collect(),
-        end: row::observed(answer, &walker.affinity, ask.owner, frontend, service),
-    }
+    let mut places = Vec::new();
+    let end = in_any_order(&programs, |program| {
+        let mut walker = Walker::new(program, &from, &local);
+        walker.passed = Some(Vec::new());
+        let answer = walker.walk(address, protocol.number(), port);
+        let passed = walker.passed.take().unwrap_or_default();
+        // The places of one order; the end says whether the order matters.
+        if places.is_empty() {
+            places = passed
+                .iter()
+                .map(|p| (p.hook, p.place.evidence(), p.chance))
+                .collect();
+        }
+        row::observed(answer, &walker.affinity, ask.owner, frontend, service)
+    });
+    Way { places, end }
 }
 
 #[cfg(test)]

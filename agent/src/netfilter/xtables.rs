@@ -1,6 +1,7 @@
 //! Blobs of x_tables' matches and targets, as they occur in iptables-nft rules and in legacy
 //! tables. Structures are those of linux/netfilter/xt_*.h on a 64-bit kernel.
 
+pub mod legacy;
 mod matches;
 mod targets;
 

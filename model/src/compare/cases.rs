@@ -419,11 +419,10 @@ fn a_table_that_is_gone_says_so() {
     let d = only(&w);
     assert_eq!((d.fact.kind, d.absorbs), (FindingKind::HooksMissing, 1));
     assert!(d.says.contains("are gone"), "{}", d.says);
-    // Near misses: only a hint says that kube-proxy is in charge here; its rules of iptables mode
-    // may be iptables-legacy's.
+    // Near misses: only a hint says that kube-proxy is in charge here.
     for (mode, from) in [
         (ProxyMode::Nftables, LearntFrom::ConfigMap),
-        (ProxyMode::Iptables, LearntFrom::Proxy),
+        (ProxyMode::Iptables, LearntFrom::ConfigMap),
     ] {
         w.profile.mode = Some(crate::profile::Learnt { value: mode, from });
         w.snapshot.datapaths = vec![crate::capture::DatapathFound {

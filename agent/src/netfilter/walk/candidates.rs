@@ -244,7 +244,7 @@ pub(super) fn not_understood(ruleset: &Ruleset, owner: &dyn Owner) -> (Vec<Evide
                         continue;
                     }
                     own.push(Evidence {
-                        family: table.family.word().into(),
+                        family: table.word().into(),
                         table: table.name.clone(),
                         chain: chain.name.clone(),
                         handle: Some(rule.handle),

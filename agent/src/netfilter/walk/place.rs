@@ -45,7 +45,7 @@ impl<'p> Place<'p> {
         // A named map is where the element stands; an anonymous one stands in its rule.
         let named = self.element.map(|(s, _)| s).filter(|s| !s.anonymous);
         Evidence {
-            family: self.table.family.word().into(),
+            family: self.table.word().into(),
             table: self.table.name.clone(),
             chain: named.map_or_else(|| self.chain.name.clone(), |s| s.name.clone()),
             handle: match named {

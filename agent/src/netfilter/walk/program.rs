@@ -5,7 +5,7 @@ use super::place::Place;
 use super::set::WalkSet;
 use super::source::is_host;
 use crate::netfilter::ruleset::{
-    Chain, Field, HookPoint, Lookup, Match, NatTarget, Op, Rule, Ruleset, Table, TableFamily, Value,
+    Backend, Chain, Field, HookPoint, Lookup, Match, NatTarget, Op, Rule, Ruleset, Table, TableFamily, Value,
 };
 use model::address::Family;
 use std::collections::HashMap;
@@ -149,8 +149,48 @@ pub(super) struct Program<'p> {
     base: HashMap<HookPoint, Vec<usize>>,
 }
 
+/// Which backend's base chains come first where hook and priority are the same. In the kernel it is
+/// the one that was registered last, which nothing tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Ties {
+    NfTablesFirst,
+    LegacyFirst,
+}
+
 impl<'p> Program<'p> {
-    pub fn new(ruleset: &'p Ruleset, family: Family, owner: &dyn Owner) -> Program<'p> {
+    /// The ruleset in every order in which the kernel may go through it: one, or two where both
+    /// backends have rules at the same hook and priority.
+    pub fn orders(ruleset: &'p Ruleset, family: Family, owner: &dyn Owner) -> Vec<Program<'p>> {
+        let first = Program::new(ruleset, family, owner, Ties::NfTablesFirst);
+        let tied = first.tied();
+        let mut all = vec![first];
+        if tied {
+            all.push(Program::new(ruleset, family, owner, Ties::LegacyFirst));
+        }
+        all
+    }
+
+    fn tied(&self) -> bool {
+        let says = |c: &&WalkChain<'_>| {
+            let policy = c.chain.hook.is_some_and(|h| h.policy_drop);
+            policy || !c.chain.rules.is_empty()
+        };
+        self.base.values().any(|list| {
+            let mut seen = HashMap::new();
+            list.iter()
+                .map(|&c| &self.chains[c])
+                .filter(says)
+                .filter_map(|c| Some((c.chain.hook?.priority, self.tables[c.table].backend)))
+                .any(|(priority, backend)| *seen.entry(priority).or_insert(backend) != backend)
+        })
+    }
+
+    fn new(
+        ruleset: &'p Ruleset,
+        family: Family,
+        owner: &dyn Owner,
+        ties: Ties,
+    ) -> Program<'p> {
         let mut p = Program {
             tables: Vec::new(),
             chains: Vec::new(),
@@ -178,9 +218,13 @@ impl<'p> Program<'p> {
                     .collect(),
             );
         }
-        let chains = &p.chains;
+        let (chains, tables) = (&p.chains, &p.tables);
         for list in p.base.values_mut() {
-            list.sort_by_key(|&c| chains[c].chain.hook.map_or(0, |h| h.priority));
+            list.sort_by_key(|&c| {
+                let legacy = tables[chains[c].table].backend == Backend::Legacy;
+                let last = legacy == (ties == Ties::NfTablesFirst);
+                (chains[c].chain.hook.map_or(0, |h| h.priority), last)
+            });
         }
         p
     }
