@@ -37,6 +37,8 @@ pub enum Run {
     Kernel(fn() -> Result<String>),
     /// The shared laboratory; each leaves it as it found it.
     Cluster(fn(&mut Laboratory) -> Result<String>),
+    /// A cluster of its own, in which every kube-proxy uses iptables-legacy.
+    Legacy(fn(&mut Laboratory) -> Result<String>),
 }
 
 /// Every check, in the order in which they run.
@@ -63,6 +65,10 @@ pub const UNPROVEN: &[Check] = &[
     ),
     cluster("churn_is_not_drift", churn::churn_is_not_drift),
     cluster("restarts_with_empty_nat", lifeline::restarts_with_empty_nat),
+    kernel("legacy_recordings_agree", legacy_recordings_agree),
+    legacy("real_legacy_agrees", real_proxies_agree),
+    legacy("legacy_is_the_oracle", oracle::proxies_are_the_oracle),
+    legacy("legacy_faults_are_real", faults::faults_are_real),
 ];
 
 const fn kernel(name: &'static str, run: fn() -> Result<String>) -> Check {
@@ -75,13 +81,27 @@ const fn cluster(name: &'static str, run: fn(&mut Laboratory) -> Result<String>)
     Check { name, run }
 }
 
+const fn legacy(name: &'static str, run: fn(&mut Laboratory) -> Result<String>) -> Check {
+    let run = Run::Legacy(run);
+    Check { name, run }
+}
+
 /// `check --manifests` finds nothing wrong with what real kube-proxies wrote, in any recording.
 fn recordings_agree() -> Result<String> {
+    recordings_agree_in(&Mode::ALL)
+}
+
+/// The same for what they would have written with iptables-legacy.
+fn legacy_recordings_agree() -> Result<String> {
+    recordings_agree_in(&[Mode::IptablesLegacy])
+}
+
+fn recordings_agree_in(modes: &[Mode]) -> Result<String> {
     let programs = Programs::build()?;
     let hub = Hub::create()?;
     let mut pairs = 0;
     for version in Version::ALL {
-        for mode in Mode::ALL {
+        for &mode in modes {
             let recording = Recording::of(version, mode);
             let place = recording.place()?;
             let node = hub.add_node_at(&place.name, place.index)?;
@@ -90,8 +110,9 @@ fn recordings_agree() -> Result<String> {
             pairs += agrees(&place.name, &asked)?;
         }
     }
+    let recordings = Version::ALL.len() * modes.len();
     Ok(format!(
-        "{pairs} pairs of frontend and source judged over six recordings, no finding"
+        "{pairs} pairs of frontend and source judged over {recordings} recordings, no finding"
     ))
 }
 
@@ -173,7 +194,7 @@ fn tokens_name_their_node(laboratory: &mut Laboratory) -> Result<String> {
     Ok(format!("{} names {claimed}", status["user"]["username"]))
 }
 
-/// The small set of Services, programmed by six real kube-proxies, settles to no finding.
+/// The small set of Services, programmed by real kube-proxies, settles to no finding.
 fn real_proxies_agree(laboratory: &mut Laboratory) -> Result<String> {
     laboratory.cluster.create_namespace(objects::NAMESPACE)?;
     laboratory
@@ -187,7 +208,8 @@ fn real_proxies_agree(laboratory: &mut Laboratory) -> Result<String> {
         pairs += agrees(station.node.name(), &laboratory.check(station)?)?;
     }
     laboratory.empty_namespace(objects::NAMESPACE)?;
-    Ok(format!("{pairs} pairs judged on six nodes, no finding"))
+    let nodes = laboratory.stations.len();
+    Ok(format!("{pairs} pairs judged on {nodes} nodes, no finding"))
 }
 
 /// The API server takes the manifests of deploy/, and the agents that run with them find both replicas

@@ -5,7 +5,6 @@ use anyhow::{Context, Result, bail};
 use crate::faults::Damage;
 use crate::laboratory::Station;
 use crate::netns::Netns;
-use crate::proxy::Mode;
 
 /// The addresses of `faults/web`, `faults/sticky` and `faults/node`, and that of the load balancer
 /// of `faults/ranges`.
@@ -24,9 +23,9 @@ impl Snapshot {
     /// Saves the IPv4 rules of the node's kube-proxy.
     pub(crate) fn take(station: &Station) -> Result<Snapshot> {
         let netns = station.node.netns();
-        let text = match station.proxy.spec().mode {
-            Mode::IptablesNft => netns.run("iptables-nft-save", [""; 0])?,
-            Mode::Nftables => netns.run("nft", ["list", "table", "ip", "kube-proxy"])?,
+        let text = match station.proxy.spec().mode.iptables_backend() {
+            Some(backend) => netns.run(&format!("iptables-{backend}-save"), [""; 0])?,
+            None => netns.run("nft", ["list", "table", "ip", "kube-proxy"])?,
         };
         Ok(Snapshot { text })
     }
@@ -39,11 +38,13 @@ impl Snapshot {
             ["-f", "-"],
             "add table ip intruder; delete table ip intruder\n",
         )?;
-        match station.proxy.spec().mode {
-            Mode::IptablesNft => {
-                netns.run_with_input("iptables-nft-restore", [""; 0], &self.text)?
-            }
-            Mode::Nftables => {
+        match station.proxy.spec().mode.iptables_backend() {
+            Some(backend) => netns.run_with_input(
+                &format!("iptables-{backend}-restore"),
+                ["-w", "60"],
+                &self.text,
+            )?,
+            None => {
                 let text = format!(
                     "add table ip kube-proxy\ndelete table ip kube-proxy\n{}",
                     self.text
@@ -64,22 +65,27 @@ pub(crate) fn plant(station: &Station, damage: Damage) -> Result<()> {
         netns.run_with_input("nft", ["-f", "-"], rules)?;
         return Ok(());
     }
-    match station.proxy.spec().mode {
-        Mode::IptablesNft => iptables(netns, damage),
-        Mode::Nftables => nftables(netns, damage),
+    match station.proxy.spec().mode.iptables_backend() {
+        Some(backend) => iptables(netns, backend, damage),
+        None => nftables(netns, damage),
     }
 }
 
 /// The rules of an iptables table as `iptables-save` prints them, and changes to it.
 struct Iptables<'a> {
     netns: &'a Netns,
+    backend: &'static str,
     table: &'static str,
     lines: Vec<String>,
 }
 
 impl Iptables<'_> {
-    fn read<'a>(netns: &'a Netns, table: &'static str) -> Result<Iptables<'a>> {
-        let text = netns.run("iptables-nft-save", ["-t", table])?;
+    fn read<'a>(
+        netns: &'a Netns,
+        backend: &'static str,
+        table: &'static str,
+    ) -> Result<Iptables<'a>> {
+        let text = netns.run(&format!("iptables-{backend}-save"), ["-t", table])?;
         let lines = text
             .lines()
             .filter(|line| line.starts_with("-A "))
@@ -87,6 +93,7 @@ impl Iptables<'_> {
             .collect();
         Ok(Iptables {
             netns,
+            backend,
             table,
             lines,
         })
@@ -111,7 +118,11 @@ impl Iptables<'_> {
     fn change(&self, commands: &[String]) -> Result<()> {
         let text = format!("*{}\n{}\nCOMMIT\n", self.table, commands.join("\n"));
         self.netns
-            .run_with_input("iptables-nft-restore", ["--noflush"], &text)
+            .run_with_input(
+                &format!("iptables-{}-restore", self.backend),
+                ["--noflush", "-w", "60"],
+                &text,
+            )
             .with_context(|| text)?;
         Ok(())
     }
@@ -144,9 +155,9 @@ fn target(rule: &str) -> &str {
         .unwrap_or_default()
 }
 
-fn iptables(netns: &Netns, damage: Damage) -> Result<()> {
-    let nat = Iptables::read(netns, "nat")?;
-    let filter = Iptables::read(netns, "filter")?;
+fn iptables(netns: &Netns, backend: &'static str, damage: Damage) -> Result<()> {
+    let nat = Iptables::read(netns, backend, "nat")?;
+    let filter = Iptables::read(netns, backend, "filter")?;
     // Not by comments: above 1,000 endpoints kube-proxy writes none.
     let service = |address: &str| -> Result<String> {
         let rule = nat.of("KUBE-SERVICES ", &[&format!("-d {address}/32 ")])?[0];
@@ -207,6 +218,11 @@ fn iptables(netns: &Netns, damage: Damage) -> Result<()> {
         }
         Damage::PreroutingJumpRemoved => nat.delete(&nat.of("PREROUTING ", &["-j KUBE-SERVICES"])?),
         Damage::OutputJumpRemoved => nat.delete(&nat.of("OUTPUT ", &["-j KUBE-SERVICES"])?),
+        // A table of x_tables stays as long as its namespace; it can only be emptied.
+        Damage::TableDeleted if backend == "legacy" => {
+            netns.run_with_input("iptables-legacy-restore", ["-w", "60"], "*nat\nCOMMIT\n")?;
+            Ok(())
+        }
         Damage::TableDeleted => {
             netns.run("nft", ["delete", "table", "ip", "nat"])?;
             Ok(())

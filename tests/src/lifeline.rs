@@ -77,10 +77,12 @@ fn on_station(laboratory: &mut Laboratory, at: usize) -> Result<Duration> {
 
     let Station { proxy, node, .. } = &mut laboratory.stations[at];
     proxy.kill()?;
-    for (family, table) in match proxy.spec().mode {
+    let tables = match proxy.spec().mode {
         Mode::IptablesNft => [("ip", "nat"), ("ip6", "nat")],
         Mode::Nftables => [("ip", "kube-proxy"), ("ip6", "kube-proxy")],
-    } {
+        Mode::IptablesLegacy => bail!("a table of iptables-legacy cannot be deleted"),
+    };
+    for (family, table) in tables {
         node.netns()
             .run("nft", ["delete", "table", family, table])?;
     }

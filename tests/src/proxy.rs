@@ -23,16 +23,19 @@ pub enum Mode {
     IptablesNft,
     /// nftables mode.
     Nftables,
+    /// iptables mode, over the legacy backend of iptables (x_tables).
+    IptablesLegacy,
 }
 
 impl Mode {
-    /// Both modes.
+    /// The two modes that every station of the usual laboratory has.
     pub const ALL: [Mode; 2] = [Mode::IptablesNft, Mode::Nftables];
 
-    /// `iptables-nft` or `nftables`, for names of nodes and folders.
+    /// `iptables-nft`, `iptables-legacy` or `nftables`, for names of nodes and folders.
     pub fn name(self) -> &'static str {
         match self {
             Mode::IptablesNft => "iptables-nft",
+            Mode::IptablesLegacy => "iptables-legacy",
             Mode::Nftables => "nftables",
         }
     }
@@ -40,15 +43,16 @@ impl Mode {
     /// What `--proxy-mode` and `/proxyMode` call it.
     pub fn proxy_mode(self) -> &'static str {
         match self {
-            Mode::IptablesNft => "iptables",
+            Mode::IptablesNft | Mode::IptablesLegacy => "iptables",
             Mode::Nftables => "nftables",
         }
     }
 
     /// The backend that the folder of links in front of PATH chooses, where iptables is used.
-    fn iptables_backend(self) -> Option<&'static str> {
+    pub(crate) fn iptables_backend(self) -> Option<&'static str> {
         match self {
             Mode::IptablesNft => Some("nft"),
+            Mode::IptablesLegacy => Some("legacy"),
             Mode::Nftables => None,
         }
     }
@@ -237,14 +241,12 @@ impl Proxy {
 
 /// The ruleset of a namespace as the mode's own tools print it: for people, and to look for words in.
 pub fn ruleset(netns: &Netns, mode: Mode) -> Result<String> {
-    Ok(match mode {
-        Mode::Nftables => netns.run("nft", ["list", "ruleset"])?,
-        Mode::IptablesNft => {
-            let mut text = netns.run("iptables-nft-save", [""; 0])?;
-            text.push_str(&netns.run("ip6tables-nft-save", [""; 0])?);
-            text
-        }
-    })
+    let Some(backend) = mode.iptables_backend() else {
+        return netns.run("nft", ["list", "ruleset"]);
+    };
+    let mut text = netns.run(&format!("iptables-{backend}-save"), [""; 0])?;
+    text.push_str(&netns.run(&format!("ip6tables-{backend}-save"), [""; 0])?);
+    Ok(text)
 }
 
 /// Whether, by kube-proxy's metrics, each family has completed a sync. From 1.33 on each has its

@@ -51,12 +51,17 @@ pub struct Recording {
 }
 
 impl Recording {
-    /// The recording of a version and mode that the repository holds.
+    /// The recording of a version and mode that the repository holds. What kube-proxy gives to
+    /// iptables is the same for both backends, and is kept once.
     pub fn of(version: Version, mode: Mode) -> Recording {
+        let kept = match mode {
+            Mode::IptablesLegacy => Mode::IptablesNft,
+            other => other,
+        };
         let folder = cache::workspace().join("tests/recordings").join(format!(
             "{}-{}",
             version.minor(),
-            mode.name()
+            kept.name()
         ));
         Recording {
             version,
@@ -88,8 +93,8 @@ impl Recording {
             let path = self.folder.join(name);
             std::fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))
         };
-        match self.mode {
-            Mode::Nftables => {
+        match self.mode.iptables_backend() {
+            None => {
                 let text = read("transactions.nft")?;
                 for transaction in text
                     .split(TRANSACTION)
@@ -98,11 +103,12 @@ impl Recording {
                     netns.run_with_input("nft", ["-f", "-"], transaction)?;
                 }
             }
-            Mode::IptablesNft => {
+            Some(backend) => {
                 let both = [
-                    ("iptables-nft-restore", read("iptables.rules")?),
-                    ("ip6tables-nft-restore", read("ip6tables.rules")?),
-                ];
+                    ("iptables", read("iptables.rules")?),
+                    ("ip6tables", read("ip6tables.rules")?),
+                ]
+                .map(|(family, text)| (format!("{family}-{backend}-restore"), text));
                 for counter in counters(both.iter().map(|(_, text)| text.as_str())) {
                     // A namespace that is loaded a second time has it already.
                     if netns.run("nfacct", ["get", &counter]).is_err() {
@@ -110,7 +116,7 @@ impl Recording {
                     }
                 }
                 for (restore, text) in &both {
-                    netns.run_with_input(restore, [""; 0], text)?;
+                    netns.run_with_input(restore, ["-w", "60"], text)?;
                 }
             }
         }
@@ -165,7 +171,7 @@ pub fn record() -> Result<()> {
             cluster.create_node(&node, &[])?;
             let scripts = match mode {
                 Mode::Nftables => Some(nft_wrapper()?),
-                Mode::IptablesNft => None,
+                Mode::IptablesNft | Mode::IptablesLegacy => None,
             };
             spec.path_first = scripts.as_ref().map(|folder| folder.path().to_owned());
             nodes.push((Proxy::start(&cluster, &node, spec)?, node, scripts));

@@ -16,6 +16,7 @@ use serde_json::Value;
 
 use crate::checks::{self, Check, Run};
 use crate::laboratory::Laboratory;
+use crate::proxy::Mode;
 use crate::{cache, cleanup, command, packages};
 
 /// A tier, in the order in which they run: cheap ones first.
@@ -204,7 +205,7 @@ fn run_tier(tier: Tier, targets: &[String], only: Option<&str>) -> Result<Count>
     }
     let of_tier = |check: &&Check| match check.run {
         Run::Kernel(_) => tier == Tier::Kernel,
-        Run::Cluster(_) => tier == Tier::Cluster,
+        Run::Cluster(_) | Run::Legacy(_) => tier == Tier::Cluster,
     };
     let unproven = checks::UNPROVEN.iter().filter(|_| only.is_some());
     let chosen: Vec<&Check> = checks::ALL
@@ -222,8 +223,14 @@ fn run_tier(tier: Tier, targets: &[String], only: Option<&str>) -> Result<Count>
 /// Runs checks one after the other; those of the cluster share one laboratory.
 fn run_checks(chosen: &[&Check]) -> Count {
     let mut count = Count::default();
-    let mut laboratory: Option<Laboratory> = None;
+    let (mut laboratory, mut legacy) = (None, None);
     for check in chosen {
+        // Two laboratories at once are more than a small machine has time for.
+        match check.run {
+            Run::Legacy(_) => laboratory = None,
+            Run::Cluster(_) => legacy = None,
+            Run::Kernel(_) => {}
+        }
         print!("check {} ... ", check.name);
         let _ = std::io::stdout().flush();
         let start = Instant::now();
@@ -231,14 +238,8 @@ fn run_checks(chosen: &[&Check]) -> Count {
         // A check that panics has failed like one that gives an error; the next one still runs.
         let result = catch_unwind(AssertUnwindSafe(|| match check.run {
             Run::Kernel(run) => run(),
-            Run::Cluster(run) => {
-                if laboratory.is_none() {
-                    laboratory = Some(Laboratory::start().context("starting the laboratory")?);
-                }
-                run(laboratory
-                    .as_mut()
-                    .context("the laboratory was just started")?)
-            }
+            Run::Cluster(run) => run(started(&mut laboratory, &Mode::ALL)?),
+            Run::Legacy(run) => run(started(&mut legacy, &[Mode::IptablesLegacy])?),
         }));
         let seconds = start.elapsed().as_secs_f32();
         match result {
@@ -257,6 +258,19 @@ fn run_checks(chosen: &[&Check]) -> Count {
         }
     }
     count
+}
+
+/// The laboratory, started if it does not run yet.
+fn started<'a>(
+    laboratory: &'a mut Option<Laboratory>,
+    modes: &[Mode],
+) -> Result<&'a mut Laboratory> {
+    Ok(match laboratory {
+        Some(running) => running,
+        None => {
+            laboratory.insert(Laboratory::start_with(modes).context("starting the laboratory")?)
+        }
+    })
 }
 
 /// The longest that a check may take, with the building of what it needs.

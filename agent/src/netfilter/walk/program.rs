@@ -5,7 +5,8 @@ use super::place::Place;
 use super::set::WalkSet;
 use super::source::is_host;
 use crate::netfilter::ruleset::{
-    Backend, Chain, Field, HookPoint, Lookup, Match, NatTarget, Op, Rule, Ruleset, Table, TableFamily, Value,
+    Backend, Chain, Field, HookPoint, Lookup, Match, NatTarget, Op, Rule, Ruleset, Table,
+    TableFamily, Value,
 };
 use model::address::Family;
 use std::collections::HashMap;
@@ -185,12 +186,7 @@ impl<'p> Program<'p> {
         })
     }
 
-    fn new(
-        ruleset: &'p Ruleset,
-        family: Family,
-        owner: &dyn Owner,
-        ties: Ties,
-    ) -> Program<'p> {
+    fn new(ruleset: &'p Ruleset, family: Family, owner: &dyn Owner, ties: Ties) -> Program<'p> {
         let mut p = Program {
             tables: Vec::new(),
             chains: Vec::new(),
