@@ -74,6 +74,11 @@ pub fn wishes(reports: Reports) -> (Asker, Wishes) {
 }
 
 impl Asker {
+    /// The reports, as they come.
+    pub fn reports(&self) -> Reports {
+        self.reports.clone()
+    }
+
     /// The newest report, whenever it was made.
     pub fn newest(&self) -> Option<Arc<Report>> {
         self.reports.borrow().clone()

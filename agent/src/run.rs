@@ -27,7 +27,7 @@ pub async fn run(flags: RunFlags) -> anyhow::Result<u8> {
     let trust = trust(&flags)?;
     let (tell, reports) = watch::channel::<Option<Arc<Report>>>(None);
     let (asker, mut wishes) = wishes(reports.clone());
-    let socket = answer(&flags.socket, asker).await?;
+    let socket = answer(&flags.socket, asker.clone()).await?;
     let world = World::start(&flags.source).await?;
     let node = flags.source.node.clone();
     let (mut naming, named) = Naming::new(&flags);
@@ -50,7 +50,7 @@ pub async fn run(flags: RunFlags) -> anyhow::Result<u8> {
                 trust,
                 version: env!("CARGO_PKG_VERSION").to_string(),
             };
-            tokio::spawn(uplink(config, named, reports.clone()));
+            tokio::spawn(uplink(config, named, asker.clone()));
         }
     }
     let (interval, budget) = (

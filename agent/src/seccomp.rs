@@ -103,6 +103,27 @@ fn drop_capabilities(reads_files: bool) -> anyhow::Result<()> {
 mod tests {
     use super::*;
 
+    /// Making the unix socket of `local`, and answering on it, needs no exception.
+    #[test]
+    fn the_filter_lets_a_unix_socket_through() {
+        use std::os::unix::fs::PermissionsExt;
+        use std::os::unix::net::{UnixListener, UnixStream};
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("agent.sock");
+        std::thread::spawn(move || {
+            seccompiler::apply_filter(&filter().unwrap()).unwrap();
+            let lock = std::fs::File::create(path.with_extension("lock")).unwrap();
+            lock.try_lock().unwrap();
+            let listener = UnixListener::bind(&path).unwrap();
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
+            let _client = UnixStream::connect(&path).unwrap();
+            listener.accept().unwrap();
+            std::fs::remove_file(&path).unwrap();
+        })
+        .join()
+        .unwrap();
+    }
+
     #[test]
     fn the_filter_denies_programs_and_table_writes_and_lets_reads_through() {
         // In a thread of its own: a filter stays for the life of the thread, and is not inherited

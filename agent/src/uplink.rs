@@ -9,12 +9,14 @@
 
 pub mod replicas;
 
+use crate::fresh::{Asker, Reports};
 use cluster::kept;
 use model::name::NodeName;
 use model::name::ServicePortName;
 use model::report::Report;
 use model::time::Millis;
 use proto::v1;
+use proto::v1::aggregator_message::Message as Question;
 use proto::v1::witness_client::WitnessClient;
 use replicas::Replica;
 use std::collections::BTreeMap;
@@ -30,8 +32,10 @@ use tonic::codec::CompressionEncoding;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::{Certificate, ClientTlsConfig, Endpoint};
 
-/// The newest report; `None` before the first pass.
-pub type Reports = watch::Receiver<Option<Arc<Report>>>;
+/// For a look that the aggregator asks for: the longest pause between two, and one of a large node.
+const LOOK: Duration = Duration::from_secs(20);
+/// Looks that one replica waits for at once; it has one question under way.
+const LOOKS: usize = 4;
 /// The replicas that the API names now; empty while it names none.
 pub type Named = watch::Receiver<Vec<Replica>>;
 
@@ -96,8 +100,9 @@ struct Target {
     tls_name: String,
 }
 
-/// Sends reports until the sender of `reports` is dropped. Failures are logged and tried again.
-pub async fn uplink(config: UplinkConfig, mut named: Named, reports: Reports) {
+/// Sends the reports that `asker` has until no more come, and has the node looked at when the
+/// aggregator asks. Failures are logged and tried again.
+pub async fn uplink(config: UplinkConfig, mut named: Named, asker: Asker) {
     let config = Arc::new(config);
     let mut tasks = JoinSet::new();
     for aggregator in &config.aggregators {
@@ -107,7 +112,7 @@ pub async fn uplink(config: UplinkConfig, mut named: Named, reports: Reports) {
             addresses: vec![aggregator.clone()],
             tls_name: host.trim_matches(['[', ']']).into(),
         };
-        tasks.spawn(keep_connected(config.clone(), target, reports.clone()));
+        tasks.spawn(keep_connected(config.clone(), target, asker.clone()));
     }
     if let Some(service) = &config.service {
         let mut held = service.kept.as_ref().map_or_else(Vec::new, |file| {
@@ -132,7 +137,7 @@ pub async fn uplink(config: UplinkConfig, mut named: Named, reports: Reports) {
                         addresses: replica.addresses.iter().map(ToString::to_string).collect(),
                         tls_name: tls_name(&service.port),
                     };
-                    tasks.spawn(keep_connected(config.clone(), target, reports.clone()))
+                    tasks.spawn(keep_connected(config.clone(), target, asker.clone()))
                 });
             }
             if held != written {
@@ -168,13 +173,14 @@ async fn keep(service: &AggregatorService, held: &[Replica]) {
     }
 }
 
-async fn keep_connected(config: Arc<UplinkConfig>, target: Target, mut reports: Reports) {
+async fn keep_connected(config: Arc<UplinkConfig>, target: Target, asker: Asker) {
+    let mut reports = asker.reports();
     let mut pause = RETRY_FIRST;
     let mut turn = 0;
     loop {
         let start = tokio::time::Instant::now();
         let address = &target.addresses[turn % target.addresses.len()];
-        let Err(why) = session(&config, &target, address, &mut reports).await else {
+        let Err(why) = session(&config, &target, address, &asker, &mut reports).await else {
             return;
         };
         if start.elapsed() >= GOOD {
@@ -234,6 +240,7 @@ async fn session(
     config: &UplinkConfig,
     target: &Target,
     address: &str,
+    asker: &Asker,
     reports: &mut Reports,
 ) -> Result<(), Ended> {
     let endpoint = match &config.trust {
@@ -281,6 +288,7 @@ async fn session(
     tracing::info!(aggregator = target.name, address, "connected");
 
     let mut sent: Option<Arc<Report>> = None;
+    let mut looks = JoinSet::new();
     let mut beat = interval(HEARTBEAT);
     beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
     reports.mark_changed();
@@ -290,16 +298,7 @@ async fn session(
                 if changed.is_err() {
                     return Ok(());
                 }
-                let Some(newest) = reports.borrow_and_update().clone() else { continue };
-                let message = match &sent {
-                    Some(last) if same(last, &newest) => heartbeat(Some(&newest)),
-                    _ => {
-                        let message = proto::encode::message(&newest, now());
-                        sent = Some(newest);
-                        message
-                    }
-                };
-                deliver(&up, message).await?;
+                tell(&up, reports, &mut sent).await?;
                 beat.reset();
             }
             _ = beat.tick() => {
@@ -309,13 +308,50 @@ async fn session(
                 deliver(&up, heartbeat(newest.as_deref().or(sent.as_deref()))).await?;
             }
             answer = answers.message() => match answer? {
+                Some(v1::AggregatorMessage { message: Some(Question::Inspect(question)) })
+                    if looks.len() < LOOKS =>
+                {
+                    tracing::debug!(service = ?question.name, "the aggregator asks");
+                    let asker = asker.clone();
+                    looks.spawn(async move { (question.id, asker.fresh(LOOK).await.fresh) });
+                }
                 // Acknowledgements need nothing done; questions that this version does not know
                 // are left unanswered, and the aggregator shows what it has.
                 Some(_) => {}
                 None => return Err(Ended::Closed),
             },
+            Some(looked) = looks.join_next() => {
+                let Ok((id, fresh)) = looked else { continue };
+                // What was seen goes first: whoever reads the answer knows it already.
+                let pass = tell(&up, reports, &mut sent).await?;
+                let answer = v1::InspectAnswer { id, pass, fresh };
+                send(&up, v1::agent_message::Message::InspectAnswer(answer)).await?;
+            }
         }
     }
+}
+
+/// Sends the newest report, or a heartbeat when it came to the same as the one `sent` last; gives its
+/// pass, 0 when there is none.
+async fn tell(
+    up: &mpsc::Sender<v1::AgentMessage>,
+    reports: &mut Reports,
+    sent: &mut Option<Arc<Report>>,
+) -> Result<u64, Ended> {
+    let Some(newest) = reports.borrow_and_update().clone() else {
+        return Ok(0);
+    };
+    let pass = newest.pass;
+    let message = match sent {
+        Some(last) if same(last, &newest) => heartbeat(Some(&newest)),
+        _ => {
+            let message = proto::encode::message(&newest, now());
+            *sent = Some(newest);
+            message
+        }
+    };
+    deliver(up, message).await?;
+    Ok(pass)
 }
 
 /// Do two passes say the same, but for when?

@@ -4,18 +4,19 @@
 
 use crate::SharedFleet;
 use crate::fleet::Fleet;
+use crate::inspect::{Freshness, Inspector};
 use crate::view::drift::Filter;
 use crate::view::nodes::Page;
 use crate::view::service::{Choices, NoService};
 use crate::view::{NotFound, View, drift, everywhere, node, nodes, service, words};
 use axum::Router;
 use axum::extract::rejection::{PathRejection, QueryRejection};
-use axum::extract::{Path, Query, State};
+use axum::extract::{FromRef, Path, Query, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use model::finding::{FindingKind, Severity};
-use model::name::ServiceName;
+use model::name::{NodeName, ServiceName};
 use model::time::Now;
 use serde::Serialize;
 use std::collections::HashMap;
@@ -37,8 +38,27 @@ const PATHS: [&str; 10] = [
 type Parameters = Result<Query<HashMap<String, String>>, QueryRejection>;
 type Segments<T> = Result<Path<T>, PathRejection>;
 
-/// Everything.
-pub fn router(fleet: SharedFleet) -> Router {
+/// What answers come from.
+#[derive(Clone)]
+struct Sources {
+    fleet: SharedFleet,
+    inspector: Inspector,
+}
+
+impl FromRef<Sources> for SharedFleet {
+    fn from_ref(sources: &Sources) -> SharedFleet {
+        sources.fleet.clone()
+    }
+}
+
+impl FromRef<Sources> for Inspector {
+    fn from_ref(sources: &Sources) -> Inspector {
+        sources.inspector.clone()
+    }
+}
+
+/// Everything. `inspector`: the way to agents that are to look now.
+pub fn router(fleet: SharedFleet, inspector: Inspector) -> Router {
     let more = Router::new()
         .route("/", get(root))
         .route("/nodes", get(get_nodes))
@@ -47,26 +67,27 @@ pub fn router(fleet: SharedFleet) -> Router {
         .route("/nodes/{node}/svc/{namespace}/{name}", get(get_service))
         .route("/svc/{namespace}/{name}", get(get_everywhere))
         .route("/drift", get(get_drift));
-    finish(more.merge(scraped()), fleet)
+    finish(more.merge(scraped()), Sources { fleet, inspector })
 }
 
 /// What Prometheus and the kubelet ask for, and nothing else.
 pub fn scrape_router(fleet: SharedFleet) -> Router {
-    finish(scraped(), fleet)
+    let inspector = Inspector::default();
+    finish(scraped(), Sources { fleet, inspector })
 }
 
-fn scraped() -> Router<SharedFleet> {
+fn scraped() -> Router<Sources> {
     Router::new()
         .route("/metrics", get(get_metrics))
         .route("/healthz", get(health))
         .route("/readyz", get(health))
 }
 
-fn finish(router: Router<SharedFleet>, fleet: SharedFleet) -> Router {
+fn finish(router: Router<Sources>, sources: Sources) -> Router {
     router
         .fallback(unknown_path)
         .method_not_allowed_fallback(not_allowed)
-        .with_state(fleet)
+        .with_state(sources)
 }
 
 /// An error, as problem details.
@@ -171,6 +192,18 @@ impl Asked {
         }
     }
 
+    /// Is a fresh look worth waiting for?
+    fn waits(&self) -> Result<bool, Problem> {
+        match self.get("fresh") {
+            None => Ok(false),
+            Some("wait") => Ok(true),
+            Some(other) => Err(Problem::bad(
+                format!("fresh={other:?} is not known"),
+                &["wait"],
+            )),
+        }
+    }
+
     fn page(&self) -> Result<Page, Problem> {
         let limit = self.number("limit", Page::LIMIT)?;
         if limit == 0 || limit > Page::LIMIT {
@@ -235,21 +268,41 @@ async fn get_node(
 
 async fn get_named(
     State(fleet): State<SharedFleet>,
+    State(inspector): State<Inspector>,
     path: Segments<(String, String)>,
     q: Parameters,
     h: HeaderMap,
 ) -> Answer {
-    let asked = Asked::new(q, &h, &["namespace"])?;
+    let asked = Asked::new(q, &h, &["namespace", "fresh"])?;
     let (node, name) = segments(path)?;
+    let (namespace, bare) = match name.split_once('/') {
+        Some((namespace, bare)) => (namespace, bare),
+        None => (asked.get("namespace").unwrap_or_default(), &*name),
+    };
+    let wanted = ServiceName::new(namespace, bare);
+    // First, so that a Service that is new on the node is known.
+    let freshness = inspector
+        .look(&NodeName::from(&*node), &wanted, asked.waits()?)
+        .await;
     match look(&fleet, |f, _| {
         service::resolve(f, &node, &name, asked.get("namespace"))
     }) {
-        Ok(name) => asked.show(&look(&fleet, |f, now| {
-            service::service(f, &node, &name, now)
-        })?),
+        Ok(name) => show_service(&fleet, &asked, &node, &name, freshness),
         Err(NoService::NotFound(n)) => Err(n.into()),
         Err(NoService::Ambiguous(choices)) => ambiguous(&asked, &choices),
     }
+}
+
+fn show_service(
+    fleet: &SharedFleet,
+    asked: &Asked,
+    node: &str,
+    name: &ServiceName,
+    freshness: Freshness,
+) -> Answer {
+    let mut view = look(fleet, |f, now| service::service(f, node, name, now))?;
+    view.freshness = Some(freshness);
+    asked.show(&view)
 }
 
 fn ambiguous(asked: &Asked, choices: &Choices) -> Answer {
@@ -266,16 +319,18 @@ fn ambiguous(asked: &Asked, choices: &Choices) -> Answer {
 
 async fn get_service(
     State(fleet): State<SharedFleet>,
+    State(inspector): State<Inspector>,
     path: Segments<(String, String, String)>,
     q: Parameters,
     h: HeaderMap,
 ) -> Answer {
-    let asked = Asked::new(q, &h, &[])?;
+    let asked = Asked::new(q, &h, &["fresh"])?;
     let (node, namespace, name) = segments(path)?;
     let name = ServiceName::new(&namespace, &name);
-    asked.show(&look(&fleet, |f, now| {
-        service::service(f, &node, &name, now)
-    })?)
+    let freshness = inspector
+        .look(&NodeName::from(&*node), &name, asked.waits()?)
+        .await;
+    show_service(&fleet, &asked, &node, &name, freshness)
 }
 
 async fn get_everywhere(

@@ -3,6 +3,7 @@
 use crate::SharedFleet;
 use crate::auth::{AuthError, Tokens};
 use crate::fleet::Event;
+use crate::inspect::{Ask, Inspector};
 use model::name::NodeName;
 use model::report::Report;
 use model::time::Millis;
@@ -13,7 +14,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, timeout, timeout_at};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::codec::CompressionEncoding;
 use tonic::{Request, Response, Status, Streaming};
@@ -28,17 +29,20 @@ const STREAMS: usize = 2 * crate::fleet::NODES;
 /// The gRPC service.
 pub struct Ingest {
     fleet: SharedFleet,
+    inspector: Inspector,
     tokens: Option<Tokens>,
     next: AtomicU64,
     streams: Arc<Semaphore>,
 }
 
 impl Ingest {
-    /// `tokens`: how agents prove their node; `None`: they are believed.
-    pub fn new(fleet: SharedFleet, tokens: Option<Tokens>) -> Ingest {
+    /// `inspector`: what connected agents are to be asked. `tokens`: how agents prove their node;
+    /// `None`: they are believed.
+    pub fn new(fleet: SharedFleet, inspector: Inspector, tokens: Option<Tokens>) -> Ingest {
         let streams = Arc::new(Semaphore::new(STREAMS));
         Ingest {
             fleet,
+            inspector,
             tokens,
             next: AtomicU64::new(1),
             streams,
@@ -102,6 +106,7 @@ impl Witness for Ingest {
         let (down, answers) = mpsc::channel(4);
         let session = Session {
             fleet: self.fleet.clone(),
+            inspector: self.inspector.clone(),
             connection: self.next.fetch_add(1, Ordering::Relaxed),
             ends: proven.is_some().then(|| Instant::now() + SESSION),
             proven,
@@ -116,6 +121,7 @@ impl Witness for Ingest {
 /// One agent's stream.
 struct Session {
     fleet: SharedFleet,
+    inspector: Inspector,
     connection: u64,
     proven: Option<String>,
     ends: Option<Instant>,
@@ -130,7 +136,9 @@ impl Session {
             Err(status) => return self.refuse(None, status).await,
         };
         tracing::info!(node = ?&*node.0, connection = self.connection, "an agent connected");
-        let end = self.listen(&node, &mut up).await;
+        let asks = self.inspector.connected(&node, self.connection);
+        let end = self.listen(&node, &mut up, asks).await;
+        self.inspector.gone(&node, self.connection);
         let _ = self.tell(
             &node,
             Event::Disconnected {
@@ -201,15 +209,25 @@ impl Session {
         &self,
         node: &NodeName,
         up: &mut Streaming<v1::AgentMessage>,
+        mut asks: mpsc::Receiver<Ask>,
     ) -> Result<(), Status> {
         let connection = self.connection;
+        let mut heard = Instant::now();
         loop {
             if self.ends.is_some_and(|end| Instant::now() >= end) {
                 return Err(Status::unauthenticated("show a fresh token"));
             }
-            let next = timeout(PATIENCE, up.message())
-                .await
-                .map_err(|_| Status::deadline_exceeded("no heartbeat came"))??;
+            let next = tokio::select! {
+                // Closed when a newer connection of the node is there: nothing is asked here then.
+                Some(ask) = asks.recv() => {
+                    self.answer(inspect(ask)).await?;
+                    continue;
+                }
+                next = timeout_at(heard + PATIENCE, up.message()) => {
+                    next.map_err(|_| Status::deadline_exceeded("no heartbeat came"))??
+                }
+            };
+            heard = Instant::now();
             let Some(v1::AgentMessage {
                 message,
                 sent_at_ms,
@@ -250,8 +268,11 @@ impl Session {
                 Some(Message::Hello(_)) => {
                     return Err(Status::invalid_argument("a second Hello"));
                 }
-                // An answer that nobody waits for, or a message of a later version.
-                Some(Message::InspectAnswer(_)) | None => {}
+                Some(Message::InspectAnswer(a)) => {
+                    self.inspector.answered(node, connection, a.id, a.fresh);
+                }
+                // Of a later version.
+                None => {}
             }
         }
     }
@@ -275,6 +296,14 @@ impl Session {
             _ => Err(Status::cancelled("the agent takes no answers")),
         }
     }
+}
+
+fn inspect(ask: Ask) -> v1::aggregator_message::Message {
+    v1::aggregator_message::Message::Inspect(v1::Inspect {
+        id: ask.id,
+        namespace: ask.service.namespace.to_string(),
+        name: ask.service.name.to_string(),
+    })
 }
 
 fn wrong(e: proto::decode::WireError) -> Status {

@@ -1,12 +1,14 @@
 //! The aggregator of vipwitness: remembers what each node said, and shows it.
 //!
 //! `ingest` takes agents' streams in, `fleet` remembers (pure), `view` says (pure), `http` and
-//! `metrics` show. Reading order: [`fleet`], [`view`], [`ingest`], [`http`].
+//! `metrics` show. Reading order: [`fleet`], [`view`], [`ingest`], [`inspect`] (asks a
+//! node to look now), [`http`].
 
 pub mod auth;
 pub mod fleet;
 pub mod http;
 pub mod ingest;
+pub mod inspect;
 pub mod metrics;
 pub mod tls;
 pub mod view;

@@ -1,6 +1,8 @@
 //! Flags and wiring of the aggregator.
 
-use aggregator::{SharedFleet, auth::Tokens, fleet::Fleet, http, ingest::Ingest, tls};
+use aggregator::{
+    SharedFleet, auth::Tokens, fleet::Fleet, http, ingest::Ingest, inspect::Inspector, tls,
+};
 use anyhow::{Context, bail};
 use clap::Parser;
 use std::net::SocketAddr;
@@ -88,6 +90,7 @@ async fn main() -> anyhow::Result<()> {
         )
     };
     let fleet: SharedFleet = Arc::new(RwLock::new(Fleet::default()));
+    let inspector = Inspector::default();
     let bind = async |what: &str, at: SocketAddr| {
         TcpListener::bind(at)
             .await
@@ -102,7 +105,7 @@ async fn main() -> anyhow::Result<()> {
     tracing::info!(readers = %readers.local_addr()?, agents = %agents.local_addr()?, "listening");
 
     let grpc = tonic::transport::Server::builder()
-        .add_service(Ingest::new(fleet.clone(), tokens).server());
+        .add_service(Ingest::new(fleet.clone(), inspector.clone(), tokens).server());
     let grpc = async {
         match flags.tls_cert.zip(flags.tls_key) {
             Some((certificate, key)) => {
@@ -128,7 +131,7 @@ async fn main() -> anyhow::Result<()> {
     };
     tokio::select! {
         end = grpc => end.context("serving agents"),
-        end = axum::serve(readers, http::router(fleet.clone())) => end.context("serving readers"),
+        end = axum::serve(readers, http::router(fleet.clone(), inspector)) => end.context("serving readers"),
         end = scraped => end.context("serving metrics"),
         end = stopped() => end,
     }

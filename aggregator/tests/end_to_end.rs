@@ -3,8 +3,9 @@
 #[expect(dead_code, reason = "the other reports are for tests/fleet.rs")]
 mod reports;
 
+use agent::fresh::wishes;
 use agent::uplink::{Trust, UplinkConfig, uplink};
-use aggregator::{SharedFleet, fleet::Fleet, http, ingest::Ingest};
+use aggregator::{SharedFleet, fleet::Fleet, http, ingest::Ingest, inspect::Inspector};
 use model::name::NodeName;
 use std::net::SocketAddr;
 use std::sync::{Arc, RwLock};
@@ -42,14 +43,15 @@ async fn until(at: SocketAddr, path: &str, word: &str) -> String {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_an_agent_reports_is_what_curl_reads() {
     let fleet: SharedFleet = Arc::new(RwLock::new(Fleet::default()));
+    let inspector = Inspector::default();
     let readers = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let agents = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let (at, grpc) = (readers.local_addr().unwrap(), agents.local_addr().unwrap());
     let server = tonic::transport::Server::builder()
-        .add_service(Ingest::new(fleet.clone(), None).server())
+        .add_service(Ingest::new(fleet.clone(), inspector.clone(), None).server())
         .serve_with_incoming(TcpListenerStream::new(agents));
     tokio::spawn(server);
-    tokio::spawn(async move { axum::serve(readers, http::router(fleet)).await });
+    tokio::spawn(async move { axum::serve(readers, http::router(fleet, inspector)).await });
 
     assert!(
         get(at, "/nodes", "*/*")
@@ -68,7 +70,11 @@ async fn what_an_agent_reports_is_what_curl_reads() {
         trust: Trust::Anybody,
         version: "0.1.0".into(),
     };
-    let agent = tokio::spawn(uplink(config, watch::channel(Vec::new()).1, reports));
+    let agent = tokio::spawn(uplink(
+        config,
+        watch::channel(Vec::new()).1,
+        wishes(reports).0,
+    ));
     until(at, "/nodes/n17", "has not finished a pass").await;
 
     send.send(Some(Arc::new(reports::drifted("n17")))).unwrap();

@@ -4,9 +4,10 @@
 #[allow(dead_code, reason = "shared with tests that need other reports")]
 mod reports;
 
+use agent::fresh::wishes;
 use agent::uplink::replicas::Replica;
 use agent::uplink::{AggregatorService, Trust, UplinkConfig, uplink};
-use aggregator::{SharedFleet, fleet::Fleet, ingest::Ingest, tls};
+use aggregator::{SharedFleet, fleet::Fleet, ingest::Ingest, inspect::Inspector, tls};
 use model::name::NodeName;
 use model::report::Report;
 use std::net::SocketAddr;
@@ -29,8 +30,8 @@ async fn aggregator(files: Option<tls::Files>) -> Aggregator {
     let fleet: SharedFleet = Arc::new(RwLock::new(Fleet::default()));
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let at = listener.local_addr().unwrap();
-    let server =
-        tonic::transport::Server::builder().add_service(Ingest::new(fleet.clone(), None).server());
+    let server = tonic::transport::Server::builder()
+        .add_service(Ingest::new(fleet.clone(), Inspector::default(), None).server());
     let server = tokio::spawn(async move {
         match files {
             Some(files) => {
@@ -109,7 +110,7 @@ async fn every_replica_that_is_named_gets_every_report() {
     let (name, named) = watch::channel(Vec::new());
     let (send, reported) = watch::channel(report(1));
     let config = config(Some(kept.clone()), Trust::Anybody);
-    let agent = tokio::spawn(uplink(config.clone(), named, reported));
+    let agent = tokio::spawn(uplink(config.clone(), named, wishes(reported).0));
     name.send(vec![replica("a", &[a.at]), stuck.clone()])
         .unwrap();
     a.until("a is told", |pass| pass == Some(1)).await;
@@ -146,7 +147,7 @@ async fn every_replica_that_is_named_gets_every_report() {
     // Started again where nothing names a replica: those that were kept are used.
     let (_name, named) = watch::channel(Vec::new());
     let (_send, reported) = watch::channel(report(4));
-    tokio::spawn(uplink(config, named, reported));
+    tokio::spawn(uplink(config, named, wishes(reported).0));
     b.until("b is told again", |pass| pass == Some(4)).await;
     assert_eq!(a.pass(), None);
 }
@@ -188,7 +189,7 @@ async fn only_who_has_the_certificate_is_reported_to_and_a_new_one_is_taken_up()
     let (_name, named) = watch::channel(named);
     let (_send, reported) = watch::channel(report(1));
     let trust = Trust::Authority(certificate("authority").0);
-    tokio::spawn(uplink(config(None, trust), named, reported));
+    tokio::spawn(uplink(config(None, trust), named, wishes(reported).0));
     good.until("the right one is told", |pass| pass == Some(1))
         .await;
 

@@ -198,6 +198,33 @@ fn golden_messages_decode_to_what_they_meant() {
             sent_at_ms: 5,
         }
     );
+    let inspect = [
+        26, 13, 8, 7, 18, 4, b's', b'h', b'o', b'p', 26, 3, b'w', b'e', b'b',
+    ];
+    assert_eq!(
+        v1::AggregatorMessage::decode(&inspect[..]).unwrap(),
+        v1::AggregatorMessage {
+            message: Some(v1::aggregator_message::Message::Inspect(v1::Inspect {
+                id: 7,
+                namespace: "shop".into(),
+                name: "web".into(),
+            })),
+        }
+    );
+    let answer = [42, 6, 8, 7, 40, 9, 48, 1, 120, 5];
+    assert_eq!(
+        v1::AgentMessage::decode(&answer[..]).unwrap(),
+        v1::AgentMessage {
+            message: Some(v1::agent_message::Message::InspectAnswer(
+                v1::InspectAnswer {
+                    id: 7,
+                    pass: 9,
+                    fresh: true,
+                }
+            )),
+            sent_at_ms: 5,
+        }
+    );
 }
 
 #[test]

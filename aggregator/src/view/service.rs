@@ -4,6 +4,7 @@
 use super::words::{clean, count, few, path, thousands};
 use super::{Data, NotFound, Shown, View, member, similar};
 use crate::fleet::{Fleet, Said};
+use crate::inspect::Freshness;
 use model::finding::Finding;
 use model::name::{NodeName, ServiceName};
 pub use model::report::service::{RowView, State, concerns};
@@ -136,6 +137,8 @@ pub struct ServiceView {
     pub service: String,
     /// How old all this is.
     pub data: Data,
+    /// Whether the node was asked to look first; null: it was not.
+    pub freshness: Option<Freshness>,
     /// What differs, and the proof; findings about the whole node that concern it included.
     pub findings: Vec<Shown>,
     /// What differs and is still given time.
@@ -224,6 +227,7 @@ pub fn service(
         node: name.to_string(),
         service: service.to_string(),
         data: Data::of(member, now),
+        freshness: None,
         findings,
         converging,
         rows,
@@ -255,7 +259,11 @@ fn others(fleet: &Fleet, node: &NodeName, service: &ServiceName, now: Now) -> Ot
 
 impl View for ServiceView {
     fn text(&self) -> String {
-        let mut out = format!("{}\n{}\n", clean(&self.verdict), self.data.text());
+        let mut out = format!("{}\n{}", clean(&self.verdict), self.data.text());
+        if let Some(freshness) = &self.freshness {
+            out += &format!("; {}", freshness.says);
+        }
+        out.push('\n');
         out += &rows_text(&self.rows);
         for (title, list) in [
             ("Findings", &self.findings),

@@ -80,21 +80,24 @@ pub struct Heartbeat {
 pub struct Inspect {
     #[prost(uint64, tag = "1")]
     pub id: u64,
+    /// Empty: of any namespace.
     #[prost(string, tag = "2")]
     pub namespace: ::prost::alloc::string::String,
     #[prost(string, tag = "3")]
     pub name: ::prost::alloc::string::String,
 }
-#[derive(Clone, PartialEq, ::prost::Message)]
+/// The agent has looked. What it saw came before this on the same stream, as Report or Heartbeat.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct InspectAnswer {
+    /// Of the Inspect that is answered.
     #[prost(uint64, tag = "1")]
     pub id: u64,
-    #[prost(uint64, tag = "2")]
-    pub at_ms: u64,
-    #[prost(message, repeated, tag = "3")]
-    pub rows: ::prost::alloc::vec::Vec<Row>,
-    #[prost(message, repeated, tag = "4")]
-    pub findings: ::prost::alloc::vec::Vec<Finding>,
+    /// The newest pass that was sent; 0: none.
+    #[prost(uint64, tag = "5")]
+    pub pass: u64,
+    /// That pass began after the Inspect came.
+    #[prost(bool, tag = "6")]
+    pub fresh: bool,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Frontend {
