@@ -149,7 +149,7 @@ fn watch(
     if stamp != seen.last {
         seen.last = stamp;
         seen.count += 1;
-        let number = |name: &str| report["judged"][name].as_u64().unwrap_or_default();
+        let number = |name: &str| report["coverage"][name].as_u64().unwrap_or_default();
         let all = number("pairs") + number("unknown");
         seen.pairs = seen.pairs.max(number("pairs"));
         seen.least_judged = seen
