@@ -132,8 +132,8 @@ fn in_any_order<'a, 'p>(
     for other in &programs[1..] {
         let other = walk(other);
         if (&other.forwarding, other.decided_by) != (&row.forwarding, row.decided_by) {
-            let why = "iptables-legacy and nf_tables have rules at the same hook and priority, and \
-                       which of them comes first decides";
+            let why = "several base chains have rules at the same hook and priority, and which of \
+                       them comes first decides";
             row = Observed {
                 forwarding: Forwarding::without_backends(
                     row.forwarding.service,

@@ -5,11 +5,10 @@ use super::place::Place;
 use super::set::WalkSet;
 use super::source::is_host;
 use crate::netfilter::ruleset::{
-    Backend, Chain, Field, HookPoint, Lookup, Match, NatTarget, Op, Rule, Ruleset, Table,
-    TableFamily, Value,
+    Chain, Field, HookPoint, Lookup, Match, NatTarget, Op, Rule, Ruleset, Table, TableFamily, Value,
 };
 use model::address::Family;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 
 /// A chain with its rules sorted by the destination they demand.
@@ -150,23 +149,25 @@ pub(super) struct Program<'p> {
     base: HashMap<HookPoint, Vec<usize>>,
 }
 
-/// Which backend's base chains come first where hook and priority are the same. In the kernel it is
-/// the one that was registered last, which nothing tells.
+/// Which base chains come first where hook and priority are the same. In the kernel it is the one
+/// that was registered last (`nf_hook_entries_grow`), which nothing tells.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Ties {
-    NfTablesFirst,
-    LegacyFirst,
+    /// As they were read.
+    AsRead,
+    /// The other way round: with both, each of two chains comes first once.
+    Reversed,
 }
 
 impl<'p> Program<'p> {
-    /// The ruleset in every order in which the kernel may go through it: one, or two where both
-    /// backends have rules at the same hook and priority.
+    /// The ruleset in the orders in which the kernel may go through it: one, or two where several
+    /// base chains have rules at the same hook and priority.
     pub fn orders(ruleset: &'p Ruleset, family: Family, owner: &dyn Owner) -> Vec<Program<'p>> {
-        let first = Program::new(ruleset, family, owner, Ties::NfTablesFirst);
+        let first = Program::new(ruleset, family, owner, Ties::AsRead);
         let tied = first.tied();
         let mut all = vec![first];
         if tied {
-            all.push(Program::new(ruleset, family, owner, Ties::LegacyFirst));
+            all.push(Program::new(ruleset, family, owner, Ties::Reversed));
         }
         all
     }
@@ -177,12 +178,12 @@ impl<'p> Program<'p> {
             policy || !c.chain.rules.is_empty()
         };
         self.base.values().any(|list| {
-            let mut seen = HashMap::new();
+            let mut seen = HashSet::new();
             list.iter()
                 .map(|&c| &self.chains[c])
                 .filter(says)
-                .filter_map(|c| Some((c.chain.hook?.priority, self.tables[c.table].backend)))
-                .any(|(priority, backend)| *seen.entry(priority).or_insert(backend) != backend)
+                .filter_map(|c| Some(c.chain.hook?.priority))
+                .any(|priority| !seen.insert(priority))
         })
     }
 
@@ -214,13 +215,12 @@ impl<'p> Program<'p> {
                     .collect(),
             );
         }
-        let (chains, tables) = (&p.chains, &p.tables);
+        let chains = &p.chains;
         for list in p.base.values_mut() {
-            list.sort_by_key(|&c| {
-                let legacy = tables[chains[c].table].backend == Backend::Legacy;
-                let last = legacy == (ties == Ties::NfTablesFirst);
-                (chains[c].chain.hook.map_or(0, |h| h.priority), last)
-            });
+            if ties == Ties::Reversed {
+                list.reverse();
+            }
+            list.sort_by_key(|&c| chains[c].chain.hook.map_or(0, |h| h.priority));
         }
         p
     }

@@ -569,6 +569,26 @@ fn both_backends(rule: &str) -> Ruleset {
     rules
 }
 
+/// The chain that was registered last comes first, and nothing tells which that is.
+#[test]
+fn the_order_of_two_tables_at_one_priority_is_not_guessed() {
+    let web = "10.96.10.10:80/TCP";
+    let rule = "-A PREROUTING -d 10.96.10.10/32 -p tcp -m tcp --dport 80 -j DNAT --to-destination 10.9.9.9:80";
+    let mut rules = text::iptables(IPTABLES);
+    let mut foreign = text::iptables(&format!("*nat\n{rule}")).tables;
+    for table in &mut foreign {
+        table.name = "intruder".into();
+    }
+    rules.tables.extend(foreign);
+    let seen = see(&rules, &Iptables);
+    let row = |source| &seen.0.rows[&(web.parse().unwrap(), source)];
+    let Action::Unknown(why) = &row(SourceClass::Pod).forwarding.action else {
+        panic!("{:?}", row(SourceClass::Pod))
+    };
+    assert!(why.contains("the same hook and priority"), "{why}");
+    assert_eq!(row(SourceClass::Node).forwarding.action, Action::Forward);
+}
+
 #[test]
 fn the_order_of_two_backends_is_not_guessed() {
     let web = "10.96.10.10:80/TCP";
@@ -578,7 +598,7 @@ fn the_order_of_two_backends_is_not_guessed() {
     let Action::Unknown(why) = &row(SourceClass::Pod).forwarding.action else {
         panic!("{:?}", row(SourceClass::Pod))
     };
-    assert!(why.contains("iptables-legacy and nf_tables"), "{why}");
+    assert!(why.contains("the same hook and priority"), "{why}");
     // The node's own packets do not pass there.
     assert_eq!(row(SourceClass::Node).forwarding.action, Action::Forward);
     assert_eq!(row(SourceClass::Node).decided_by, DecidedBy::Datapath);
