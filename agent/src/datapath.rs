@@ -64,6 +64,7 @@ pub struct Place {
 /// meet none.
 fn name_absence(
     tables: &mut BTreeMap<Family, Reading<ForwardingTable>>,
+    ruleset: &Ruleset,
     datapath: &dyn Datapath,
     desired: &BTreeMap<Frontend, Option<ServicePortName>>,
     node: &NodeView,
@@ -76,6 +77,13 @@ fn name_absence(
         let Reading::Read(table) = table else {
             continue;
         };
+        // The same place may be in either backend.
+        let holder = |place: &Place| {
+            let mut all = ruleset.tables.iter();
+            all.find(|t| {
+                t.family.word() == word && *t.name == *place.table && t.chain(place.chain).is_some()
+            })
+        };
         for ((frontend, _), observed) in &mut table.rows {
             if observed.forwarding.action != Action::None
                 || !observed.evidence.is_empty()
@@ -87,7 +95,7 @@ fn name_absence(
             observed.evidence.extend(places.iter().map(|place| {
                 let map = place.map.map_or(String::new(), |m| format!("map {m}: "));
                 Evidence {
-                    family: word.into(),
+                    family: holder(place).map_or(word, Table::word).into(),
                     table: place.table.into(),
                     chain: place.chain.into(),
                     handle: None,
@@ -209,7 +217,7 @@ pub fn snapshot(
     };
     let mut tables = walk::walk(ruleset, &ask);
     if let Some(datapath) = datapath {
-        name_absence(&mut tables, datapath, desired, node);
+        name_absence(&mut tables, ruleset, datapath, desired, node);
     }
     let mut hooks = Vec::new();
     let mut families = Vec::new();
