@@ -75,11 +75,10 @@ impl Kernel {
     }
 }
 
-fn read(
-    last: Option<Kernel>,
-    now: Now,
-    changed: &mut bool,
-) -> Result<(Ruleset, NfTables, Vec<(TableName, u64)>), Gap> {
+/// Both backends' rules together, and what each was read as.
+type Both = (Ruleset, NfTables, Vec<(TableName, u64)>);
+
+fn read(last: Option<Kernel>, now: Now, changed: &mut bool) -> Result<Both, Gap> {
     let mark = mark();
     // What changed goes before it is read again: two of a large node need not be held at once.
     let (mut before, mut kept, mut was_absent) = (None, Vec::new(), false);
@@ -170,7 +169,7 @@ fn read_legacy(mut last: Vec<Kept>, changed: &mut bool) -> Result<Vec<Kept>, Gap
     for name in &names {
         let mut take = |capture: legacy::capture::TableCapture| {
             let mut hasher = HASHES.build_hasher();
-            capture.hash(&mut hasher);
+            capture.feed(&mut hasher);
             let hash = hasher.finish();
             let before = last.iter().position(|k| k.name == *name);
             let before = before.map(|i| last.swap_remove(i));

@@ -5,7 +5,6 @@
 //! whole before it is looked at.
 
 use std::mem::MaybeUninit;
-use unsafe_libyaml as libyaml;
 
 /// Levels that a document may have. Objects of the API have some twenty, and serde takes 128.
 pub const LEVELS: usize = 256;
@@ -26,9 +25,10 @@ pub fn shallow(text: &str) -> Result<(), (usize, String)> {
     let (mut document, mut levels) = (0, 0_usize);
     while let Some(event) = events.next() {
         match event {
-            libyaml::YAML_DOCUMENT_START_EVENT => document += 1,
-            libyaml::YAML_SEQUENCE_START_EVENT | libyaml::YAML_MAPPING_START_EVENT => levels += 1,
-            libyaml::YAML_SEQUENCE_END_EVENT | libyaml::YAML_MAPPING_END_EVENT => {
+            unsafe_libyaml::YAML_DOCUMENT_START_EVENT => document += 1,
+            unsafe_libyaml::YAML_SEQUENCE_START_EVENT
+            | unsafe_libyaml::YAML_MAPPING_START_EVENT => levels += 1,
+            unsafe_libyaml::YAML_SEQUENCE_END_EVENT | unsafe_libyaml::YAML_MAPPING_END_EVENT => {
                 levels = levels.saturating_sub(1);
             }
             _ => {}
@@ -43,15 +43,15 @@ pub fn shallow(text: &str) -> Result<(), (usize, String)> {
 /// The events of a text, to its end or its first error (which serde then describes).
 struct Events<'a> {
     /// In a box: libyaml keeps pointers into it.
-    parser: Box<libyaml::yaml_parser_t>,
+    parser: Box<unsafe_libyaml::yaml_parser_t>,
     text: std::marker::PhantomData<&'a str>,
 }
 
 impl<'a> Events<'a> {
     fn of(text: &'a str) -> Option<Events<'a>> {
-        let mut parser = Box::new(MaybeUninit::<libyaml::yaml_parser_t>::uninit());
+        let mut parser = Box::new(MaybeUninit::<unsafe_libyaml::yaml_parser_t>::uninit());
         // SAFETY: initialize writes the whole of the struct that it is given, or fails.
-        if unsafe { libyaml::yaml_parser_initialize(parser.as_mut_ptr()) }.fail {
+        if unsafe { unsafe_libyaml::yaml_parser_initialize(parser.as_mut_ptr()) }.fail {
             return None;
         }
         // SAFETY: it was initialized just above.
@@ -59,7 +59,7 @@ impl<'a> Events<'a> {
         // SAFETY: the parser is initialized and was given no input yet; the text outlives it, by the
         // lifetime of `Events`, and its length is that of its bytes.
         unsafe {
-            libyaml::yaml_parser_set_input_string(
+            unsafe_libyaml::yaml_parser_set_input_string(
                 &raw mut *parser,
                 text.as_ptr(),
                 text.len() as u64,
@@ -71,19 +71,24 @@ impl<'a> Events<'a> {
         })
     }
 
-    fn next(&mut self) -> Option<libyaml::yaml_event_type_t> {
-        let mut event = MaybeUninit::<libyaml::yaml_event_t>::uninit();
+    fn next(&mut self) -> Option<unsafe_libyaml::yaml_event_type_t> {
+        let mut event = MaybeUninit::<unsafe_libyaml::yaml_event_t>::uninit();
         // SAFETY: the parser is initialized and has its input; parse writes the whole event first.
-        if unsafe { libyaml::yaml_parser_parse(&raw mut *self.parser, event.as_mut_ptr()) }.fail {
+        if unsafe { unsafe_libyaml::yaml_parser_parse(&raw mut *self.parser, event.as_mut_ptr()) }
+            .fail
+        {
             return None;
         }
         // SAFETY: written by the call above, which succeeded.
         let mut event = unsafe { event.assume_init() };
         let kind = event.type_;
         // SAFETY: an event that parse gave, deleted once; its type was copied before.
-        unsafe { libyaml::yaml_event_delete(&raw mut event) };
+        unsafe { unsafe_libyaml::yaml_event_delete(&raw mut event) };
         // After the end parse gives empty events without end.
-        let over = [libyaml::YAML_NO_EVENT, libyaml::YAML_STREAM_END_EVENT];
+        let over = [
+            unsafe_libyaml::YAML_NO_EVENT,
+            unsafe_libyaml::YAML_STREAM_END_EVENT,
+        ];
         (!over.contains(&kind)).then_some(kind)
     }
 }
@@ -91,7 +96,7 @@ impl<'a> Events<'a> {
 impl Drop for Events<'_> {
     fn drop(&mut self) {
         // SAFETY: initialized in `of`, deleted only here.
-        unsafe { libyaml::yaml_parser_delete(&raw mut *self.parser) };
+        unsafe { unsafe_libyaml::yaml_parser_delete(&raw mut *self.parser) };
     }
 }
 

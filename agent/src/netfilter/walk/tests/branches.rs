@@ -37,8 +37,11 @@ fn hook(point: HookPoint, priority: i32) -> Hook {
     }
 }
 
-/// A table of somebody's: chains with their hooks and rules.
-fn table(family: TableFamily, chains: Vec<(&str, Option<Hook>, Vec<Vec<Op>>)>) -> Table {
+/// A chain's name, hook and rules.
+type Parts<'a> = (&'a str, Option<Hook>, Vec<Vec<Op>>);
+
+/// A table of somebody's.
+fn table(family: TableFamily, chains: Vec<Parts<'_>>) -> Table {
     let chains: Vec<Chain> = chains
         .into_iter()
         .map(|(name, hook, rules)| Chain {

@@ -53,7 +53,7 @@ impl TableCapture {
 
     /// Takes in everything that decides what the table does: not the counters, which every packet
     /// changes.
-    pub fn hash(&self, hasher: &mut impl Hasher) {
+    pub fn feed(&self, hasher: &mut impl Hasher) {
         hasher.write_u8(match self.family {
             TableFamily::Ip => 4,
             _ => 6,
