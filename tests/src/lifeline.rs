@@ -23,7 +23,7 @@ const SERVICE_PORT: u16 = 443;
 const LIMIT: Duration = Duration::from_secs(60);
 
 /// The agent of a Pod, killed without warning on a node without nat rules, comes back: it reaches the
-/// API server and the aggregator, and reports `hooks_missing`. Once for each mode of kube-proxy.
+/// API server and the aggregator, and reports. Once for each mode of kube-proxy.
 pub(crate) fn restarts_with_empty_nat(laboratory: &mut Laboratory) -> Result<String> {
     // Two agents of one node would answer for each other.
     if laboratory.aggregator.is_some() {
@@ -105,9 +105,15 @@ fn on_station(laboratory: &mut Laboratory, at: usize) -> Result<Duration> {
     let began = Instant::now();
     let mut agent = start(laboratory, &laboratory.stations[at], &state)?;
     agent.until(
-        "a report of hooks_missing, newer than the restart, against a current view of the API",
+        "a report, newer than the restart, against a current view of the API",
         LIMIT,
-        || report(laboratory, &name, Some(began)),
+        || {
+            report(
+                laboratory,
+                &name,
+                Some((began, laboratory.stations[at].proxy.spec().mode)),
+            )
+        },
     )?;
     let took = began.elapsed();
     agent.stop()?;
@@ -126,18 +132,28 @@ fn on_station(laboratory: &mut Laboratory, at: usize) -> Result<Duration> {
 
 /// What the aggregator knows of the node: with `restarted`, a reading since then, against the API of since
 /// then, that finds the hooks missing.
-fn report(laboratory: &Laboratory, node: &str, restarted: Option<Instant>) -> Result<Option<()>> {
+fn report(
+    laboratory: &Laboratory,
+    node: &str,
+    restarted: Option<(Instant, Mode)>,
+) -> Result<Option<()>> {
     let answer = laboratory.aggregated(&format!("/nodes/{node}"))?;
     let age = |key: &str| answer["data"][key].as_f64();
     let (Some(read), Some(api)) = (age("age_seconds"), age("api_view_age_seconds")) else {
         return Ok(None);
     };
-    let Some(restarted) = restarted else {
+    let Some((restarted, mode)) = restarted else {
         return Ok(Some(()));
     };
     let since = restarted.elapsed().as_secs_f64();
     if read >= since || api >= since || answer["data"]["connected"] != true {
         return Ok(None);
+    }
+    if mode == Mode::Nftables {
+        // Nothing of kube-proxy is left in the kernel, and it does not run: to an agent that has
+        // just begun this is a node that nobody has programmed yet, and it says so.
+        let gaps = answer["gaps"].to_string();
+        return Ok(gaps.contains("no datapath has programmed").then_some(()));
     }
     let findings = answer["findings"]
         .as_array()
