@@ -45,6 +45,7 @@ pub enum Run {
 pub const ALL: &[Check] = &[
     kernel("drifts_heal", demo::drifts_heal),
     kernel("recordings_agree", recordings_agree),
+    kernel("legacy_recordings_agree", legacy_recordings_agree),
     kernel("demonstration", demonstration),
     cluster("tokens_name_their_node", tokens_name_their_node),
     cluster("real_proxies_agree", real_proxies_agree),
@@ -55,8 +56,9 @@ pub const ALL: &[Check] = &[
     cluster("deploy_is_accepted", deploy_is_accepted),
 ];
 
-/// Checks that are written and have not been seen to pass whole yet. They run only by name, with
-/// `cargo lab test --only NAME`, until they have.
+/// Checks that run only by name, with `cargo lab test --only NAME`: most are written and have not
+/// been seen to pass whole yet; those of iptables-legacy need a laboratory of their own, and
+/// `faults_are_real` is for whoever changes the table of faults.
 pub const UNPROVEN: &[Check] = &[
     cluster("faults_are_real", faults::faults_are_real),
     cluster(
@@ -65,7 +67,6 @@ pub const UNPROVEN: &[Check] = &[
     ),
     cluster("churn_is_not_drift", churn::churn_is_not_drift),
     cluster("restarts_with_empty_nat", lifeline::restarts_with_empty_nat),
-    kernel("legacy_recordings_agree", legacy_recordings_agree),
     legacy("real_legacy_agrees", real_proxies_agree),
     legacy("legacy_is_the_oracle", oracle::proxies_are_the_oracle),
     legacy("legacy_faults_are_real", faults::faults_are_real),
