@@ -1,68 +1,12 @@
 //! The reader against the real kernel, each test in a network namespace of its own thread. Needs
 //! root; without it each test says so and is skipped.
-#![expect(
-    clippy::disallowed_types,
-    reason = "tests may run programs, the agent may not"
-)]
+
+mod namespace;
 
 use agent::host::{links, nf_tables, xtables};
 use agent::netfilter::nftables::{Decoded, capture::Capture, decode};
 use agent::netfilter::ruleset::{Data, Op};
-use std::io::Write;
-use std::process::{Child, Command, Stdio};
-
-/// Runs on a new thread in a new network namespace, which ends with it.
-fn in_namespace(test: impl FnOnce() + Send) {
-    // SAFETY: plain system call without arguments.
-    if unsafe { libc::geteuid() } != 0 {
-        println!("skipped: needs root for a network namespace");
-        return;
-    }
-    std::thread::scope(|scope| {
-        let thread = scope.spawn(|| {
-            // SAFETY: gives this thread alone a new network namespace.
-            assert_eq!(unsafe { libc::unshare(libc::CLONE_NEWNET) }, 0, "unshare");
-            test();
-        });
-        if let Err(panic) = thread.join() {
-            std::panic::resume_unwind(panic);
-        }
-    });
-}
-
-/// A child of this thread is in this thread's namespace.
-fn run(program: &str, arguments: &[&str], input: &str) {
-    let mut child = Command::new(program)
-        .args(arguments)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap_or_else(|e| panic!("{program}: {e}"));
-    child
-        .stdin
-        .take()
-        .expect("piped")
-        .write_all(input.as_bytes())
-        .expect("write");
-    let output = child.wait_with_output().expect("wait");
-    assert!(
-        output.status.success(),
-        "{program}: {}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-}
-
-/// A child that ends with the test, whether or not it passes: one that lives on keeps the
-/// outputs of the test open, and whoever reads those waits for ever.
-struct Ended(Child);
-
-impl Drop for Ended {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
+use namespace::{Ended, in_namespace, run};
 
 fn read() -> (Capture, Decoded) {
     let capture = nf_tables::read().expect("read");
@@ -215,14 +159,7 @@ fn a_reading_is_never_of_two_generations() {
         script += "while :; do nft -f $D/1 || exit 1; nft -f $D/2 || exit 1; done\n";
         let folder = std::env::temp_dir().join(format!("kernel-test-{}", std::process::id()));
         std::fs::create_dir_all(&folder).expect("folder");
-        let writer = Command::new("sh")
-            .args(["-c", &script])
-            .env("D", &folder)
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("sh");
-        let writer = Ended(writer);
+        let writer = Ended::shell(&script, &[("D", &folder)]);
         let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
         let (mut whole, mut torn) = (0, 0);
         while whole < 20 && std::time::Instant::now() < deadline {
@@ -280,15 +217,10 @@ fn a_set_that_is_hashed_anew_is_whole() {
             &["add table ip t; add set ip t s { type mark; }"],
             "",
         );
-        let writer = Command::new("sh")
-            .arg("-c")
-            .arg("while :; do nft -f $D/fill || exit 1; nft flush set ip t s || exit 1; done")
-            .env("D", &folder)
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("sh");
-        let writer = Ended(writer);
+        let writer = Ended::shell(
+            "while :; do nft -f $D/fill || exit 1; nft flush set ip t s || exit 1; done",
+            &[("D", &folder)],
+        );
         let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
         let (mut full, mut empty, mut torn) = (0, 0, 0);
         while full < 40 && std::time::Instant::now() < deadline {

@@ -1,9 +1,7 @@
 //! iptables-legacy against the real kernel, each test in a network namespace of its own thread.
 //! Needs root; without it each test says so and is skipped.
-#![allow(
-    clippy::disallowed_types,
-    reason = "tests may run programs, the agent may not"
-)]
+
+mod namespace;
 
 use agent::datapath;
 use agent::host::xtables::{self, ReadError, TableName};
@@ -17,57 +15,8 @@ use model::profile::{Learnt, LearntFrom, LocalDetector, ProxyConfig, ProxyProfil
 use model::table::{Action, DecidedBy, Forwarding};
 use model::time::Now;
 use model::view::{LocalAddress, NodeView};
+use namespace::{in_namespace, run};
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::Write;
-use std::process::{Command, Stdio};
-
-/// Runs on a new thread in a new network namespace, which ends with it.
-fn in_namespace<T: Send>(test: impl FnOnce() -> T + Send) -> Option<T> {
-    // SAFETY: plain system call without arguments.
-    if unsafe { libc::geteuid() } != 0 {
-        println!("skipped: needs root for a network namespace");
-        return None;
-    }
-    std::thread::scope(|scope| {
-        let thread = scope.spawn(|| {
-            // SAFETY: gives this thread alone a new network namespace.
-            assert_eq!(unsafe { libc::unshare(libc::CLONE_NEWNET) }, 0, "unshare");
-            test()
-        });
-        match thread.join() {
-            Ok(done) => Some(done),
-            Err(panic) => std::panic::resume_unwind(panic),
-        }
-    })
-}
-
-/// A child of this thread is in this thread's namespace. iptables-legacy has one lock for all.
-fn run(program: &str, arguments: &[&str], input: &str) -> String {
-    let mut command = Command::new(program);
-    if program.contains("legacy") && !program.ends_with("save") {
-        command.args(["-w", "60"]);
-    }
-    let mut child = command
-        .args(arguments)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap_or_else(|e| panic!("{program}: {e}"));
-    child
-        .stdin
-        .take()
-        .expect("piped")
-        .write_all(input.as_bytes())
-        .expect("write");
-    let output = child.wait_with_output().expect("wait");
-    assert!(
-        output.status.success(),
-        "{program}: {}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    String::from_utf8(output.stdout).expect("text")
-}
 
 fn name(family: TableFamily, name: &str) -> TableName {
     TableName {

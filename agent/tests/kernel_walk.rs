@@ -1,10 +1,7 @@
 //! The worked examples of kube-proxy.md 3.12 and 5.10, loaded into a real kernel, read back and
 //! walked: three writers, one table.
 
-#![expect(
-    clippy::disallowed_types,
-    reason = "the agent runs no program; its tests do"
-)]
+mod namespace;
 
 use agent::datapath;
 use agent::host::nf_tables;
@@ -15,9 +12,8 @@ use model::name::NodeName;
 use model::profile::{Learnt, LearntFrom, LocalDetector, ProxyConfig, ProxyProfile};
 use model::table::{Affinity, DecidedBy, ForwardingTable};
 use model::view::{LocalAddress, NodeView};
+use namespace::{in_namespace, run};
 use std::collections::BTreeMap;
-use std::io::Write as _;
-use std::process::{Command, Stdio};
 
 const IPTABLES: &str = include_str!("../src/netfilter/walk/tests/iptables.txt");
 const NFT_135: &str = include_str!("../src/netfilter/walk/tests/nft-1.35.txt");
@@ -25,30 +21,8 @@ const NFT_137: &str = include_str!("../src/netfilter/walk/tests/nft-1.37.txt");
 
 /// Loads rules in a network namespace of this thread's own, and reads them there.
 fn in_kernel(program: &'static str, arguments: &'static [&str], rules: String) -> Option<Snapshot> {
-    std::thread::spawn(move || {
-        // SAFETY: unshare with one flag has no memory effects; it concerns this thread only.
-        if unsafe { libc::unshare(libc::CLONE_NEWNET) } != 0 {
-            println!("skipped: no right to make a network namespace");
-            return None;
-        }
-        let mut child = Command::new(program)
-            .args(arguments)
-            .stdin(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        child
-            .stdin
-            .take()
-            .unwrap()
-            .write_all(rules.as_bytes())
-            .unwrap();
-        let done = child.wait_with_output().unwrap();
-        assert!(
-            done.status.success(),
-            "{}",
-            String::from_utf8_lossy(&done.stderr)
-        );
+    in_namespace(|| {
+        run(program, arguments, &rules);
         let capture = nf_tables::read().unwrap();
         let decoded = nftables::decode(&capture);
         assert_eq!(decoded.unknown, []);
@@ -76,15 +50,8 @@ fn in_kernel(program: &'static str, arguments: &'static [&str], rules: String) -
             },
         };
         let reading = Reading::Read(decoded.ruleset);
-        Some(datapath::snapshot(
-            &reading,
-            &BTreeMap::new(),
-            &node,
-            &profile,
-        ))
+        datapath::snapshot(&reading, &BTreeMap::new(), &node, &profile)
     })
-    .join()
-    .unwrap()
 }
 
 fn line(table: &ForwardingTable, frontend: &str, source: SourceClass) -> String {

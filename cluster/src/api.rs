@@ -52,6 +52,10 @@ fn cannot_stream(status: &kube::core::Status) -> bool {
 
 /// Follows the API server until nobody listens any more.
 pub async fn follow(door: Arc<Door>, node: NodeName, said: mpsc::Sender<Said>) {
+    follow_with(door, node, said, SILENCE).await;
+}
+
+async fn follow_with(door: Arc<Door>, node: NodeName, said: mpsc::Sender<Said>, silence: Duration) {
     let listed = Arc::new(AtomicU8::new(0));
     let mut tasks = tokio::task::JoinSet::new();
     for collection in Collection::ALL {
@@ -63,6 +67,7 @@ pub async fn follow(door: Arc<Door>, node: NodeName, said: mpsc::Sender<Said>) {
             listed: listed.clone(),
             known: BTreeMap::new(),
             streams: true,
+            silence,
         };
         tasks.spawn(follower.run());
     }
@@ -300,6 +305,8 @@ struct Follower {
     known: Known,
     /// The server can stream lists, as far as is known.
     streams: bool,
+    /// [`SILENCE`]; shorter in tests.
+    silence: Duration,
 }
 
 impl Follower {
@@ -405,7 +412,7 @@ impl Follower {
         let mut seen = streaming.then(Known::new);
         loop {
             let event = tokio::select! {
-                event = timeout(SILENCE, stream.try_next()) => event,
+                event = timeout(self.silence, stream.try_next()) => event,
                 () = self.said.closed() => return Err(Trouble::Over),
             };
             let event = match event {
@@ -415,7 +422,7 @@ impl Follower {
                     self.streams = false;
                     return Err(Trouble::Unreachable(format!(
                         "silent for {} s",
-                        SILENCE.as_secs()
+                        self.silence.as_secs()
                     )));
                 }
                 Ok(Err(error)) => return Err(error.into()),

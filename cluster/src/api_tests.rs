@@ -122,7 +122,7 @@ fn bookmark(version: &str, end: bool) -> Value {
            "metadata": {"resourceVersion": version, "annotations": annotations}}})
 }
 
-async fn until(rx: &mut mpsc::Receiver<Said>, what: impl Fn(&Said) -> bool) -> Vec<Said> {
+async fn until(rx: &mut mpsc::Receiver<Said>, mut what: impl FnMut(&Said) -> bool) -> Vec<Said> {
     let mut all = Vec::new();
     loop {
         let Ok(said) = tokio::time::timeout(Duration::from_secs(30), rx.recv()).await else {
@@ -363,4 +363,46 @@ async fn storage_that_cannot_stream_lists_says_so_within_the_stream_and_gets_pag
             .any(|s| matches!(s, Said::Lost(c, _) if c.is_required())),
         "{said:?}"
     );
+}
+
+#[tokio::test]
+async fn a_silent_watch_is_opened_again_where_it_was_and_nothing_is_called_lost() {
+    let (dir, asked) = server(Box::new(move |url| match url {
+        u if u.contains("sendInitialEvents") => refused(422),
+        u if u.starts_with("/api/v1/services?limit") => whole(
+            200,
+            &json!({"metadata": {"resourceVersion": "5"}, "items": [web("3", 80)]}),
+        ),
+        u if u.contains("endpointslices?limit") => whole(
+            200,
+            &json!({"metadata": {"resourceVersion": "5"}, "items": []}),
+        ),
+        // Healthy, and without a bookmark for as long as nothing changes.
+        u if u.contains("watch=true") => stream(&[], false),
+        _ => refused(404),
+    }))
+    .await;
+    let (tx, mut rx) = mpsc::channel(64);
+    let silence = Duration::from_millis(200);
+    tokio::spawn(follow_with(door(&dir).await, "n1".into(), tx, silence));
+    let mut alive = 0;
+    let said = until(&mut rx, |s| {
+        alive += usize::from(*s == Said::Alive(Collection::Services));
+        // Of the list, of the watch, and of the watch that was opened again, twice.
+        alive == 4
+    })
+    .await;
+    assert!(
+        !said
+            .iter()
+            .any(|s| matches!(s, Said::Lost(c, _) if c.is_required())),
+        "{said:?}"
+    );
+    let asked = asked.lock().unwrap();
+    let count = |what: &str| {
+        let services = asked.iter().filter(|u| u.starts_with("/api/v1/services?"));
+        services.filter(|u| u.contains(what)).count()
+    };
+    assert!(count("resourceVersion=5") >= 3, "{asked:?}");
+    assert_eq!(count("limit="), 1, "{asked:?}");
 }
