@@ -124,8 +124,10 @@ fn bookmark(version: &str, end: bool) -> Value {
 
 async fn until(rx: &mut mpsc::Receiver<Said>, mut what: impl FnMut(&Said) -> bool) -> Vec<Said> {
     let mut all = Vec::new();
+    // For all together: something that is said again and again is not what is waited for.
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(30);
     loop {
-        let Ok(said) = tokio::time::timeout(Duration::from_secs(30), rx.recv()).await else {
+        let Ok(said) = tokio::time::timeout_at(deadline, rx.recv()).await else {
             panic!("never came; so far {all:?}")
         };
         let said = said.expect("the source ended");

@@ -212,3 +212,35 @@ fn legacy_is_a_backend_of_its_own() {
         );
     }
 }
+
+/// Where nothing answers, the evidence is where kube-proxy would answer, in the mode's own words.
+#[test]
+fn an_absence_is_placed() {
+    let places = |ruleset: Ruleset, frontend: &str| -> Vec<String> {
+        let key: Frontend = frontend.parse().unwrap();
+        let desired = BTreeMap::from([(key, None)]);
+        let s = snapshot(&Reading::Read(ruleset), &desired, &node(), &profile(None));
+        let table = s.tables[&Family::V4].read().unwrap();
+        let row = &table.rows[&(key, model::address::SourceClass::Outside)];
+        assert_eq!(row.forwarding.action, Action::None, "{frontend}");
+        row.evidence.iter().map(ToString::to_string).collect()
+    };
+    let own = node().addresses[2].address;
+    let cluster = places(text::iptables(IPTABLES), "198.51.100.7:80/TCP");
+    assert!(
+        cluster[0].starts_with("ip nat KUBE-SERVICES"),
+        "{cluster:?}"
+    );
+    let node_port = places(text::iptables(IPTABLES), &format!("{own}:31999/TCP"));
+    assert!(
+        node_port[0].starts_with("ip nat KUBE-NODEPORTS"),
+        "{node_port:?}"
+    );
+    let mapped = places(text::nft(NFT_137), "198.51.100.7:80/TCP");
+    assert!(mapped[0].contains("map service-ips"), "{mapped:?}");
+    let mapped = places(text::nft(NFT_137), &format!("{own}:31999/TCP"));
+    assert!(
+        mapped[1].contains("map no-endpoint-nodeports"),
+        "{mapped:?}"
+    );
+}
