@@ -5,7 +5,7 @@
 
 use model::report::Report;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
 /// The newest report; `None` before the first pass.
@@ -116,13 +116,39 @@ impl Wishes {
     }
 
     /// Blocks until the next pass: for `pause`, or less when somebody wishes for one, but never less
-    /// than `soonest`.
-    pub fn rest(&self, soonest: Duration, pause: Duration) {
-        std::thread::sleep(soonest.min(pause));
-        let wished = self.wished.lock();
-        let more = pause.saturating_sub(soonest);
-        let nobody = |count: &mut u64| *count == self.answering;
-        drop(self.wished.more.wait_timeout_while(wished, more, nobody));
+    /// than `soonest`. Meanwhile does `chore` once in every `often`.
+    pub fn rest(
+        &self,
+        soonest: Duration,
+        pause: Duration,
+        often: Duration,
+        mut chore: impl FnMut(),
+    ) {
+        let began = Instant::now();
+        let soonest = soonest.min(pause);
+        loop {
+            let left = soonest.saturating_sub(began.elapsed());
+            std::thread::sleep(left.min(often));
+            if left <= often {
+                break;
+            }
+            chore();
+        }
+        loop {
+            let left = pause.saturating_sub(began.elapsed());
+            let wished = self.wished.lock();
+            let nobody = |count: &mut u64| *count == self.answering;
+            let waited = self
+                .wished
+                .more
+                .wait_timeout_while(wished, left.min(often), nobody);
+            let (count, waited) = waited.unwrap_or_else(PoisonError::into_inner);
+            drop(count);
+            if !waited.timed_out() || left <= often {
+                break;
+            }
+            chore();
+        }
     }
 }
 
@@ -223,15 +249,22 @@ mod tests {
         wishes.begin();
         // During the pass: an hour's rest would be seen.
         wish();
-        wishes.rest(Duration::ZERO, LONG);
+        wishes.rest(Duration::ZERO, LONG, LONG, || {});
         wishes.begin();
         // During the rest, if the other thread is slow.
         let other = std::thread::spawn(wish);
-        wishes.rest(Duration::ZERO, LONG);
+        wishes.rest(Duration::ZERO, LONG, LONG, || {});
         other.join().unwrap();
         wishes.begin();
         // Nobody: the pause is kept.
-        wishes.rest(Duration::ZERO, Duration::from_millis(1));
+        wishes.rest(Duration::ZERO, Duration::from_millis(1), LONG, || {});
+        // What has to be done meanwhile is, in both parts of the pause.
+        let ms = Duration::from_millis;
+        for (soonest, pause) in [(ms(30), ms(30)), (ms(0), ms(30))] {
+            let mut done = 0;
+            wishes.rest(soonest, pause, ms(5), || done += 1);
+            assert!((1..=6).contains(&done), "{done}");
+        }
     }
 
     #[test]

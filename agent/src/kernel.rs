@@ -1,10 +1,11 @@
 //! The rules that packets meet, those of nf_tables and those of iptables-legacy, read again only as
 //! far as they changed.
 
-use crate::host::netlink::{Family as Netfamily, Netlink, Question};
-use crate::host::xtables::TableName;
-use crate::host::{nf_tables, xtables};
-use crate::netfilter::nftables::{self, attributes::Attributes};
+mod marks;
+pub mod steady;
+
+use crate::host::nf_tables::ReadError;
+use crate::host::xtables::{self, TableName};
 use crate::netfilter::ruleset::{Ruleset, Table};
 use crate::netfilter::xtables::legacy;
 use model::capture::{Gap, Reading};
@@ -12,11 +13,12 @@ use model::time::Now;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::LazyLock;
 use std::time::Duration;
+use steady::Steady;
 
 /// A whole reading proves every few minutes that nothing changed unseen.
 const WHOLE: Duration = Duration::from_secs(180);
 
-/// Readings tried again when kube-proxy wrote during each attempt of one; it writes in bursts.
+/// Readings of a table of iptables-legacy tried again when it changed during each attempt of one.
 const TORN: u32 = 3;
 
 /// One reading of the kernel.
@@ -29,17 +31,13 @@ pub struct Kernel {
     legacy: Vec<(TableName, u64)>,
 }
 
-/// How nf_tables was read.
-#[derive(Clone, PartialEq)]
+/// How nf_tables is read.
 enum NfTables {
-    /// The kernel has none.
+    /// The kernel has none, or nothing was asked yet.
     Absent,
-    /// What a later reading must match to be the same (`None`: nothing is), and when it was read.
-    Read(Option<Mark>, Now),
+    /// As it changes; everything was read last at that time.
+    Kept(Box<Steady>, Now),
 }
-
-/// Generation, and the list of tables: one with an owner can vanish without a new generation.
-type Mark = (Vec<u8>, Vec<Vec<u8>>);
 
 /// A table of iptables-legacy with the hash of what it was decoded from.
 struct Kept {
@@ -57,12 +55,32 @@ impl Kernel {
     ///
     /// `at` is now, before the reading: what the API says later is newer than it.
     pub fn read(last: Option<Kernel>, at: Now) -> (Kernel, bool) {
-        let mut changed = false;
-        let (ruleset, nft, legacy) = match read(last, at, &mut changed) {
-            Ok((ruleset, nft, legacy)) => (Reading::Read(ruleset), nft, legacy),
+        let (mut kept, mut nft, mut first) = (Vec::new(), NfTables::Absent, true);
+        if let Some(last) = last {
+            nft = last.nft;
+            first = false;
+            if let Reading::Read(mut ruleset) = last.ruleset {
+                let own = ruleset.tables.len().saturating_sub(last.legacy.len());
+                let tables = ruleset.tables.split_off(own);
+                kept.extend(
+                    last.legacy
+                        .into_iter()
+                        .zip(tables)
+                        .map(|((name, hash), table)| Kept { name, hash, table }),
+                );
+                if let NfTables::Kept(steady, _) = &mut nft {
+                    steady.take_back(ruleset);
+                }
+            } else {
+                first = true;
+            }
+        }
+        let mut changed = first;
+        let (ruleset, legacy) = match read(&mut nft, kept, at, &mut changed) {
+            Ok((ruleset, legacy)) => (Reading::Read(ruleset), legacy),
             Err(gap) => {
                 changed = true;
-                (Reading::Failed(gap), NfTables::Read(None, at), Vec::new())
+                (Reading::Failed(gap), Vec::new())
             }
         };
         let kernel = Kernel {
@@ -73,46 +91,30 @@ impl Kernel {
         };
         (kernel, changed)
     }
-}
 
-/// Both backends' rules together, and what each was read as.
-type Both = (Ruleset, NfTables, Vec<(TableName, u64)>);
-
-fn read(last: Option<Kernel>, now: Now, changed: &mut bool) -> Result<Both, Gap> {
-    let mark = mark();
-    // What changed goes before it is read again: two of a large node need not be held at once.
-    let (mut before, mut kept, mut was_absent) = (None, Vec::new(), false);
-    if let Some(last) = last
-        && let Reading::Read(mut ruleset) = last.ruleset
-    {
-        let at = ruleset.tables.len().saturating_sub(last.legacy.len());
-        let tables = ruleset.tables.split_off(at);
-        kept.extend(
-            last.legacy
-                .into_iter()
-                .zip(tables)
-                .map(|((name, hash), table)| Kept { name, hash, table }),
-        );
-        match &last.nft {
-            NfTables::Absent => was_absent = true,
-            NfTables::Read(of, whole) => {
-                let fresh = now.mono.since(whole.mono) < WHOLE.as_millis() as u64;
-                if fresh && of.is_some() && *of == mark {
-                    before = Some((ruleset, last.nft));
-                }
-            }
+    /// Takes in what the kernel tells of changes, between two readings that are far apart.
+    pub fn listen(&mut self) {
+        if let NfTables::Kept(steady, _) = &mut self.nft {
+            steady.listen();
         }
     }
-    let (mut ruleset, nft) = match before {
-        Some(same) => same,
-        None => {
-            let read = read_nf_tables(mark, now)?;
-            *changed |= !(was_absent && read.1 == NfTables::Absent);
-            read
+}
+
+/// Both backends' rules together, and the tables of iptables-legacy among them.
+type Both = (Ruleset, Vec<(TableName, u64)>);
+
+fn read(nft: &mut NfTables, kept: Vec<Kept>, now: Now, changed: &mut bool) -> Result<Both, Gap> {
+    let mut ruleset = read_nf_tables(nft, now, changed)?;
+    let legacy = match read_legacy(kept, changed) {
+        Ok(legacy) => legacy,
+        Err(gap) => {
+            if let NfTables::Kept(steady, _) = nft {
+                steady.take_back(ruleset);
+            }
+            return Err(gap);
         }
     };
-    let legacy = read_legacy(kept, changed)?;
-    if nft == NfTables::Absent && legacy.is_empty() {
+    if matches!(nft, NfTables::Absent) && legacy.is_empty() {
         // A node without either has its Services somewhere this program did not look.
         return Err(gap(
             "nf_tables",
@@ -124,7 +126,7 @@ fn read(last: Option<Kernel>, now: Now, changed: &mut bool) -> Result<Both, Gap>
         names.push((k.name, k.hash));
         ruleset.tables.push(k.table);
     }
-    Ok((ruleset, nft, names))
+    Ok((ruleset, names))
 }
 
 fn gap(what: &str, why: String) -> Gap {
@@ -134,25 +136,38 @@ fn gap(what: &str, why: String) -> Gap {
     }
 }
 
-fn read_nf_tables(mark: Option<Mark>, now: Now) -> Result<(Ruleset, NfTables), Gap> {
-    use nf_tables::ReadError;
-    let mut read = nf_tables::read();
-    for _ in 0..TORN {
-        if matches!(read, Err(ReadError::Torn { .. })) {
-            read = nf_tables::read();
+fn read_nf_tables(nft: &mut NfTables, now: Now, changed: &mut bool) -> Result<Ruleset, Gap> {
+    let failed = |error: ReadError| match error {
+        ReadError::Permission => gap(
+            "nf_tables",
+            "reading nf_tables needs CAP_NET_ADMIN".to_string(),
+        ),
+        error => gap("nf_tables", error.to_string()),
+    };
+    if let NfTables::Absent = nft {
+        match Steady::open() {
+            Ok(steady) => *nft = NfTables::Kept(Box::new(steady), now),
+            Err(ReadError::Absent) => return Ok(Ruleset::default()),
+            Err(error) => return Err(failed(error)),
         }
     }
-    match read {
-        Ok(capture) => Ok((
-            nftables::decode(&capture).ruleset,
-            NfTables::Read(mark, now),
-        )),
-        Err(ReadError::Absent) => Ok((Ruleset::default(), NfTables::Absent)),
-        Err(ReadError::Permission) => Err(gap(
-            "nf_tables",
-            "reading nf_tables needs CAP_NET_ADMIN".into(),
-        )),
-        Err(error) => Err(gap("nf_tables", error.to_string())),
+    let NfTables::Kept(steady, whole) = nft else {
+        return Ok(Ruleset::default());
+    };
+    if now.mono.since(whole.mono) >= WHOLE.as_millis() as u64 {
+        steady.forget();
+        *whole = now;
+    }
+    match steady.read() {
+        Ok(read) => {
+            *changed |= read.changed;
+            Ok(read.ruleset)
+        }
+        Err(ReadError::Absent) => {
+            *nft = NfTables::Absent;
+            Ok(Ruleset::default())
+        }
+        Err(error) => Err(failed(error)),
     }
 }
 
@@ -199,31 +214,4 @@ fn read_legacy(mut last: Vec<Kept>, changed: &mut bool) -> Result<Vec<Kept>, Gap
     // Tables that are gone.
     *changed |= !last.is_empty();
     Ok(all)
-}
-
-/// Two small questions that tell whether the rules may have changed.
-fn mark() -> Option<Mark> {
-    let mut netlink = Netlink::open(Netfamily::Netfilter).ok()?;
-    let mut generation = Vec::new();
-    netlink
-        .ask(&Question::Generation, |message| {
-            // NFTA_GEN_ID; the others name whoever asks.
-            let mut all = Attributes::new(message.get(4..).unwrap_or_default());
-            if let Some((_, id)) = all.find(|(kind, _)| *kind == 1) {
-                generation = id.to_vec();
-            }
-            true
-        })
-        .ok()?;
-    if generation.is_empty() {
-        return None;
-    }
-    let mut tables = Vec::new();
-    netlink
-        .ask(&Question::Tables, |message| {
-            tables.push(message.to_vec());
-            true
-        })
-        .ok()?;
-    Some((generation, tables))
 }

@@ -65,6 +65,13 @@ impl Looker {
         self.refreshed = names;
     }
 
+    /// Takes in what the kernel tells of changes, between two passes that are far apart.
+    pub fn listen(&mut self) {
+        if let Some(kernel) = &mut self.kernel {
+            kernel.listen();
+        }
+    }
+
     /// Reads the kernel, then asks what is known of the API (in this order: what the kernel shows
     /// must not be newer than what the API is known to say), and compares.
     pub fn pass(&mut self, moment: impl FnOnce() -> Moment) -> Passed {

@@ -18,6 +18,9 @@ use tokio::sync::watch;
 
 /// Longest pause that the CPU budget may cause: external damage must be seen twice soon enough.
 const PAUSE: Duration = Duration::from_secs(15);
+/// Longest time between two times of taking in what the kernel tells of changes: what waits costs the
+/// kernel memory, and what does not fit makes the next reading a whole one.
+const LISTEN: Duration = Duration::from_secs(1);
 /// CPU time that may be used at once before the budget counts, milliseconds: the first reading of a
 /// large node, and a burst of changes.
 const BURST: f64 = 10_000.0;
@@ -97,7 +100,7 @@ pub async fn run(flags: RunFlags) -> anyhow::Result<u8> {
                 }
                 let pause = purse.pause().max(interval);
                 let soonest = soonest(Duration::from_millis(purse.last), pause);
-                wishes.rest(soonest, pause);
+                wishes.rest(soonest, pause, LISTEN, || looker.listen());
             }
         })?;
     stopped().await?;

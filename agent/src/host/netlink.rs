@@ -33,6 +33,24 @@ pub enum Question<'a> {
     Chains,
     /// `NFT_MSG_GETSET`, all families.
     Sets,
+    /// `NFT_MSG_GETCHAIN` of one chain: one answer.
+    Chain {
+        /// `nfgen_family`.
+        family: u8,
+        /// Table's name.
+        table: &'a [u8],
+        /// Chain's name.
+        chain: &'a [u8],
+    },
+    /// `NFT_MSG_GETSET` of one set: one answer.
+    Set {
+        /// `nfgen_family`.
+        family: u8,
+        /// Table's name.
+        table: &'a [u8],
+        /// Set's name.
+        set: &'a [u8],
+    },
     /// `NFT_MSG_GETRULE` of one table, or of one chain of it.
     Rules {
         /// `nfgen_family`.
@@ -67,6 +85,22 @@ impl Question<'_> {
             Question::Tables => (NFT | 1, NLM_F_DUMP, nfgen(0)),
             Question::Chains => (NFT | 4, NLM_F_DUMP, nfgen(0)),
             Question::Sets => (NFT | 10, NLM_F_DUMP, nfgen(0)),
+            Question::Chain {
+                family,
+                table,
+                chain,
+            } => {
+                let mut body = nfgen(*family);
+                put(&mut body, 1, table);
+                put(&mut body, 3, chain);
+                (NFT | 4, 0, body)
+            }
+            Question::Set { family, table, set } => {
+                let mut body = nfgen(*family);
+                put(&mut body, 1, table);
+                put(&mut body, 2, set);
+                (NFT | 10, 0, body)
+            }
             Question::Rules {
                 family,
                 table,
@@ -303,11 +337,11 @@ impl Netlink {
     }
 }
 
-fn last_errno() -> i32 {
+pub(super) fn last_errno() -> i32 {
     io::Error::last_os_error().raw_os_error().unwrap_or(0)
 }
 
-fn system(doing: &'static str, errno: i32) -> NetlinkError {
+pub(super) fn system(doing: &'static str, errno: i32) -> NetlinkError {
     match errno {
         libc::EPERM | libc::EACCES => NetlinkError::Permission,
         libc::EAFNOSUPPORT | libc::EPROTONOSUPPORT => NetlinkError::Absent,
@@ -355,6 +389,11 @@ fn error(errno: i32, kind: u16, flags: u16, payload: &[u8]) -> NetlinkError {
 }
 
 fn socket(family: Family) -> Result<(OwnedFd, u32), NetlinkError> {
+    bound(family, 0)
+}
+
+/// A socket that hears the multicast groups of the mask, the first group in the lowest bit.
+pub(super) fn bound(family: Family, groups: u32) -> Result<(OwnedFd, u32), NetlinkError> {
     let protocol = match family {
         Family::Netfilter => libc::NETLINK_NETFILTER,
         Family::Route => libc::NETLINK_ROUTE,
@@ -393,6 +432,7 @@ fn socket(family: Family) -> Result<(OwnedFd, u32), NetlinkError> {
     // SAFETY: all-zero is a valid sockaddr_nl.
     let mut address: libc::sockaddr_nl = unsafe { std::mem::zeroed() };
     address.nl_family = libc::AF_NETLINK as libc::sa_family_t;
+    address.nl_groups = groups;
     let mut length = size_of::<libc::sockaddr_nl>() as libc::socklen_t;
     // SAFETY: address and length describe a live sockaddr_nl.
     let bound = unsafe {

@@ -1,6 +1,7 @@
 //! One whole reading of nf_tables: everything from the same generation, or an error that says why
 //! not.
 
+use super::events::{Events, Heard};
 use super::netlink::{Family, Netlink, NetlinkError, Question};
 use crate::netfilter::nftables::attributes::{Attributes, be16, be32, c_string};
 use crate::netfilter::nftables::capture::{Capture, Messages};
@@ -14,6 +15,29 @@ const RULES_IN_ONE_DUMP: u64 = 25_000;
 const TRIES: u32 = 5;
 /// `NFT_SET_EVAL`: filled by packets.
 const SET_DYNAMIC: u32 = 0x20;
+
+/// What is asked: the kernel's netlink, or in a test whatever answers in its place.
+pub trait Answers {
+    /// As [`Netlink::ask`].
+    ///
+    /// # Errors
+    /// As there.
+    fn ask(
+        &mut self,
+        question: &Question<'_>,
+        each: &mut dyn FnMut(&[u8]) -> bool,
+    ) -> Result<(), NetlinkError>;
+}
+
+impl Answers for Netlink {
+    fn ask(
+        &mut self,
+        question: &Question<'_>,
+        each: &mut dyn FnMut(&[u8]) -> bool,
+    ) -> Result<(), NetlinkError> {
+        Netlink::ask(self, question, each)
+    }
+}
 
 /// Why there is no reading.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -37,14 +61,53 @@ pub enum ReadError {
 
 /// Reads nf_tables of this thread's network namespace. Blocks for as long as the kernel takes
 /// (about a second for 100,000 rules).
+///
+/// The number of a generation is there a moment before its rules are (`nf_tables_commit`), and a
+/// writer may lose its turn in between: a reading during which a transaction is told of is torn, even
+/// if its number was the same before and after.
 pub fn read() -> Result<Capture, ReadError> {
-    let mut netlink = Netlink::open(Family::Netfilter).map_err(|e| match e {
+    let mut answers = open()?;
+    let mut events = Events::open().map_err(refused)?;
+    attempts(|| {
+        events.hear(|_, _| {}).map_err(ReadError::Failed)?;
+        let capture = read_once(&mut answers)?;
+        let mut quiet = true;
+        let heard = events.hear(|_, _| quiet = false);
+        match heard.map_err(ReadError::Failed)? {
+            Heard::All if quiet => Ok(capture),
+            _ => Err(ReadError::Torn { tries: 1 }),
+        }
+    })
+}
+
+/// A socket for the questions.
+///
+/// # Errors
+/// [`ReadError::Permission`], [`ReadError::Absent`], [`ReadError::Failed`].
+pub fn open() -> Result<Netlink, ReadError> {
+    Netlink::open(Family::Netfilter).map_err(refused)
+}
+
+/// Why a socket could not be had.
+pub(crate) fn refused(error: NetlinkError) -> ReadError {
+    match error {
         NetlinkError::Permission => ReadError::Permission,
         NetlinkError::Absent => ReadError::Absent,
         other => ReadError::Failed(other),
-    })?;
+    }
+}
+
+/// [`read`] from whatever answers.
+///
+/// # Errors
+/// As there.
+pub fn read_from(answers: &mut dyn Answers) -> Result<Capture, ReadError> {
+    attempts(|| read_once(answers))
+}
+
+fn attempts(mut read: impl FnMut() -> Result<Capture, ReadError>) -> Result<Capture, ReadError> {
     for attempt in 1..=TRIES {
-        match read_once(&mut netlink) {
+        match read() {
             Ok(capture) => return Ok(capture),
             Err(ReadError::Torn { .. }) if attempt < TRIES => {
                 // A transaction is short; the writer may have several to make.
@@ -57,19 +120,64 @@ pub fn read() -> Result<Capture, ReadError> {
     Err(ReadError::Torn { tries: TRIES })
 }
 
-struct ChainAt {
-    family: u8,
-    table: Vec<u8>,
-    name: Vec<u8>,
-    rules: u64,
+/// A chain of the list, and an upper bound for its rules (`NFTA_CHAIN_USE`: jumps to it as well).
+pub(crate) struct ChainAt {
+    pub family: u8,
+    pub table: Vec<u8>,
+    pub name: Vec<u8>,
+    pub rules: u64,
 }
 
-fn read_once(netlink: &mut Netlink) -> Result<Capture, ReadError> {
+impl ChainAt {
+    pub(crate) fn of(message: &[u8]) -> ChainAt {
+        ChainAt {
+            family: message.first().copied().unwrap_or(0),
+            table: named(message, 1),
+            name: named(message, 3),
+            rules: number(message, 6).into(),
+        }
+    }
+}
+
+/// Family, table and name of a set whose elements are configuration; `None`: packets fill it, or its
+/// family's packets are none of ours.
+pub(crate) fn set_to_read(message: &[u8]) -> Option<(u8, Vec<u8>, Vec<u8>)> {
+    let family = *message.first()?;
+    let wanted = ip_family(family) && number(message, 3) & SET_DYNAMIC == 0;
+    wanted.then(|| (family, named(message, 1), named(message, 2)))
+}
+
+/// The questions for all rules of one table.
+pub(crate) fn rule_questions<'a>(
+    family: u8,
+    table: &'a [u8],
+    chains: &'a [ChainAt],
+) -> Vec<Question<'a>> {
+    let here = || {
+        chains
+            .iter()
+            .filter(move |c| c.family == family && c.table == table)
+    };
+    let of = |chain: Option<&'a [u8]>| Question::Rules {
+        family,
+        table,
+        chain,
+    };
+    if here().map(|c| c.rules).sum::<u64>() < RULES_IN_ONE_DUMP {
+        return vec![of(None)];
+    }
+    here()
+        .filter(|c| c.rules > 0)
+        .map(|c| of(Some(&c.name)))
+        .collect()
+}
+
+fn read_once(netlink: &mut dyn Answers) -> Result<Capture, ReadError> {
     let mut capture = Capture::default();
     let (before, writer) = generation(netlink)?;
     capture.generation = Some(before);
     capture.last_writer = writer;
-    let stamp = before as u16;
+    let stamp = Some(before as u16);
 
     let mut tables: Vec<(u8, Vec<u8>)> = Vec::new();
     ask(netlink, &Question::Tables, stamp, |message| {
@@ -79,49 +187,21 @@ fn read_once(netlink: &mut Netlink) -> Result<Capture, ReadError> {
 
     let mut chains: Vec<ChainAt> = Vec::new();
     ask(netlink, &Question::Chains, stamp, |message| {
-        chains.push(ChainAt {
-            family: message[0],
-            table: named(message, 1),
-            name: named(message, 3),
-            rules: number(message, 6).into(),
-        });
+        chains.push(ChainAt::of(message));
         capture.chains.push(message);
     })?;
 
     let mut sets: Vec<(u8, Vec<u8>, Vec<u8>)> = Vec::new();
     ask(netlink, &Question::Sets, stamp, |message| {
-        if ip_family(message[0]) && number(message, 3) & SET_DYNAMIC == 0 {
-            sets.push((message[0], named(message, 1), named(message, 2)));
-        }
+        sets.extend(set_to_read(message));
         capture.sets.push(message);
     })?;
 
     for (family, table) in tables.iter().filter(|(family, _)| ip_family(*family)) {
-        let here = || {
-            chains
-                .iter()
-                .filter(|c| c.family == *family && c.table == *table)
-        };
-        if here().map(|c| c.rules).sum::<u64>() < RULES_IN_ONE_DUMP {
-            let question = Question::Rules {
-                family: *family,
-                table,
-                chain: None,
-            };
+        for question in rule_questions(*family, table, &chains) {
             ask(netlink, &question, stamp, |message| {
                 capture.rules.push(message)
             })?;
-        } else {
-            for chain in here().filter(|c| c.rules > 0) {
-                let question = Question::Rules {
-                    family: *family,
-                    table,
-                    chain: Some(&chain.name),
-                };
-                ask(netlink, &question, stamp, |message| {
-                    capture.rules.push(message)
-                })?;
-            }
         }
     }
     for (family, table, set) in &sets {
@@ -151,10 +231,10 @@ fn read_once(netlink: &mut Netlink) -> Result<Capture, ReadError> {
 /// goes on in each datagram from the *number* of elements it gave before, so one that is caught by
 /// it gives some elements twice and misses others. As many are given as there are or more, so none
 /// is missing where none came twice.
-fn elements(
-    netlink: &mut Netlink,
+pub(crate) fn elements(
+    netlink: &mut dyn Answers,
     question: &Question<'_>,
-    stamp: u16,
+    stamp: Option<u16>,
 ) -> Result<Messages, ReadError> {
     for attempt in 1..=TRIES {
         let mut messages = Messages::default();
@@ -192,24 +272,27 @@ fn identity(element: &[u8]) -> (Vec<u8>, Vec<u8>, u32) {
 }
 
 /// `NFPROTO_INET`, `NFPROTO_IPV4`, `NFPROTO_IPV6`.
-fn ip_family(family: u8) -> bool {
+pub(crate) fn ip_family(family: u8) -> bool {
     matches!(family, 1 | 2 | 10)
 }
 
-/// A dump whose messages all carry the generation's stamp (`nfgenmsg.res_id`).
-fn ask(
-    netlink: &mut Netlink,
+/// Asks. Where a generation's stamp is given, all messages must carry it (`nfgenmsg.res_id`).
+///
+/// # Errors
+/// [`ReadError::Torn`] also where the object that is asked for is gone.
+pub(crate) fn ask(
+    netlink: &mut dyn Answers,
     question: &Question<'_>,
-    stamp: u16,
+    stamp: Option<u16>,
     mut each: impl FnMut(&[u8]),
 ) -> Result<(), ReadError> {
     let mut short = false;
-    let result = netlink.ask(question, |message| {
+    let result = netlink.ask(question, &mut |message| {
         if message.len() < 4 {
             short = true;
             return false;
         }
-        if be16(&message[2..4]) != stamp {
+        if stamp.is_some_and(|stamp| be16(&message[2..4]) != stamp) {
             return false;
         }
         each(message);
@@ -227,10 +310,11 @@ fn ask(
     }
 }
 
-fn generation(netlink: &mut Netlink) -> Result<(u32, Option<String>), ReadError> {
+/// The generation's number (`NFTA_GEN_ID`) and who wrote it (`NFTA_GEN_PROC_NAME`).
+pub(crate) fn generation(netlink: &mut dyn Answers) -> Result<(u32, Option<String>), ReadError> {
     let mut found = None;
     let mut writer = None;
-    let result = netlink.ask(&Question::Generation, |message| {
+    let result = netlink.ask(&Question::Generation, &mut |message| {
         for (kind, value) in Attributes::new(message.get(4..).unwrap_or_default()) {
             match kind {
                 1 => found = be32(value),
@@ -260,13 +344,13 @@ fn generation(netlink: &mut Netlink) -> Result<(u32, Option<String>), ReadError>
     }
 }
 
-fn find(message: &[u8], wanted: u16) -> &[u8] {
+pub(crate) fn find(message: &[u8], wanted: u16) -> &[u8] {
     Attributes::new(message.get(4..).unwrap_or_default())
         .find(|(kind, _)| *kind == wanted)
         .map_or(&[], |(_, value)| value)
 }
 
-fn named(message: &[u8], wanted: u16) -> Vec<u8> {
+pub(crate) fn named(message: &[u8], wanted: u16) -> Vec<u8> {
     c_string(find(message, wanted)).to_vec()
 }
 

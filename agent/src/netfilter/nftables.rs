@@ -7,6 +7,7 @@ pub mod attributes;
 pub mod capture;
 mod compare;
 mod expressions;
+pub mod mirror;
 mod registers;
 mod sets;
 #[cfg(test)]
@@ -19,7 +20,7 @@ use super::ruleset::{
 use attributes::{Attributes, be32, be64, c_string, table, text};
 use capture::Capture;
 use registers::Registers;
-use sets::{Described, RawElement, Use};
+use sets::{Described, RawElement, Uses};
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
@@ -78,25 +79,19 @@ fn family(message: &[u8]) -> TableFamily {
     }
 }
 
+#[derive(Default)]
 struct Decoder {
     names: Names,
     tables: Vec<Table>,
     by_name: HashMap<(TableFamily, Arc<str>), usize>,
     described: Vec<HashMap<Arc<str>, Described>>,
-    uses: Vec<HashMap<Arc<str>, Vec<Use>>>,
+    uses: Vec<Uses>,
     unknown: Vec<Unknown>,
 }
 
 /// Decodes one reading. Never panics, whatever the bytes.
 pub fn decode(capture: &Capture) -> Decoded {
-    let mut decoder = Decoder {
-        names: Names::default(),
-        tables: Vec::new(),
-        by_name: HashMap::new(),
-        described: Vec::new(),
-        uses: Vec::new(),
-        unknown: Vec::new(),
-    };
+    let mut decoder = Decoder::default();
     for message in capture.tables.iter() {
         decoder.table(message);
     }
@@ -161,7 +156,7 @@ impl Decoder {
         self.by_name
             .insert((family, name.clone()), self.tables.len());
         self.described.push(HashMap::new());
-        self.uses.push(HashMap::new());
+        self.uses.push(Uses::default());
         self.tables.push(Table {
             family,
             name,
@@ -314,54 +309,65 @@ impl Decoder {
     }
 
     fn elements(&mut self, capture: &Capture) {
-        let mut raw: HashMap<(usize, Arc<str>), (Vec<RawElement>, bool)> = HashMap::new();
+        let mut raw = RawSets::new();
         for message in capture.elements.iter() {
-            let Some(a) = attributes_of(message) else {
-                self.damaged_elements(message, &mut raw);
-                continue;
-            };
-            let Some(owner) = self.owner(message, a[1], "elements of no table") else {
-                continue;
-            };
-            let name = self.names.get(a[2]);
-            let Some(set) = self.described[owner].get(&name) else {
-                let table = self.tables[owner].name.clone();
-                self.note(family(message), &table, &name, 0, "elements of no set");
-                continue;
-            };
-            let entry = raw.entry((owner, name)).or_insert((Vec::new(), true));
-            entry.1 &= sets::read_elements(set, a[3], &mut self.names, &mut entry.0);
+            self.collect(message, &mut raw);
         }
         for owner in 0..self.tables.len() {
-            let table = self.tables[owner].name.clone();
-            let family = self.tables[owner].family;
-            for (name, described) in std::mem::take(&mut self.described[owner]) {
-                let (mut set, types) = described.set(self.uses[owner].get(&name));
-                let (elements, whole) = raw
-                    .remove(&(owner, name.clone()))
-                    .unwrap_or((Vec::new(), true));
-                if !whole {
-                    set.unread = Some("elements not understood".into());
-                }
-                if matches!(family, TableFamily::Other(_)) {
-                    set.unread = Some("family not read".into());
-                } else if let Some(types) = types {
-                    let problem;
-                    (set.elements, problem) = sets::elements(&described, &types, elements);
-                    if let Some(problem) = problem {
-                        set.unread = Some(problem.into());
-                    }
-                }
-                if let Some(what) = &set.unread
-                    && !set.dynamic
-                    && !matches!(family, TableFamily::Other(_))
-                {
-                    let what = what.clone();
-                    self.note(family, &table, &name, 0, &what);
-                }
-                self.tables[owner].sets.insert(name, set);
+            let names: Vec<Arc<str>> = self.described[owner].keys().cloned().collect();
+            for name in names {
+                let found = raw.remove(&(owner, name.clone()));
+                self.finish(owner, &name, found);
             }
         }
+    }
+
+    /// Elements of one message, as they came.
+    fn collect(&mut self, message: &[u8], raw: &mut RawSets) {
+        let Some(a) = attributes_of(message) else {
+            return self.damaged_elements(message, raw);
+        };
+        let Some(owner) = self.owner(message, a[1], "elements of no table") else {
+            return;
+        };
+        let name = self.names.get(a[2]);
+        let Some(set) = self.described[owner].get(&name) else {
+            let table = self.tables[owner].name.clone();
+            return self.note(family(message), &table, &name, 0, "elements of no set");
+        };
+        let entry = raw.entry((owner, name)).or_insert((Vec::new(), true));
+        entry.1 &= sets::read_elements(set, a[3], &mut self.names, &mut entry.0);
+    }
+
+    /// The set with its elements, as the rules that use it say what they are.
+    fn finish(&mut self, owner: usize, name: &Arc<str>, found: Option<(Vec<RawElement>, bool)>) {
+        let table = self.tables[owner].name.clone();
+        let family = self.tables[owner].family;
+        let Some(described) = self.described[owner].get(name) else {
+            return;
+        };
+        let (mut set, types) = described.set(self.uses[owner].get(name));
+        let (elements, whole) = found.unwrap_or((Vec::new(), true));
+        if !whole {
+            set.unread = Some("elements not understood".into());
+        }
+        if matches!(family, TableFamily::Other(_)) {
+            set.unread = Some("family not read".into());
+        } else if let Some(types) = types {
+            let problem;
+            (set.elements, problem) = sets::elements(described, &types, elements);
+            if let Some(problem) = problem {
+                set.unread = Some(problem.into());
+            }
+        }
+        if let Some(what) = &set.unread
+            && !set.dynamic
+            && !matches!(family, TableFamily::Other(_))
+        {
+            let what = what.clone();
+            self.note(family, &table, name, 0, &what);
+        }
+        self.tables[owner].sets.insert(name.clone(), set);
     }
 
     fn damaged_elements(&mut self, message: &[u8], raw: &mut RawSets) {

@@ -12,7 +12,7 @@ use super::Names;
 use super::attributes::{Attributes, be32, c_string, table, text};
 use super::compare::range;
 use super::registers::{Held, Numgen, Part, Registers};
-use super::sets::{Described, Use};
+use super::sets::{Described, Uses};
 use super::values::Order;
 use crate::netfilter::ruleset::{Field, Op, TableFamily, Verdict};
 use crate::netfilter::xtables;
@@ -24,7 +24,7 @@ pub(super) struct RuleReader<'a> {
     pub family: TableFamily,
     pub sets: &'a HashMap<Arc<str>, Described>,
     /// What rules look up in each set, for sets that do not say their type.
-    pub uses: &'a mut HashMap<Arc<str>, Vec<Use>>,
+    pub uses: &'a mut Uses,
     pub names: &'a mut Names,
     pub registers: &'a mut Registers,
     pub ops: Vec<Op>,

@@ -9,6 +9,8 @@ use super::values::{
     value,
 };
 use crate::netfilter::ruleset::{Data, Element, Field, Set, Value, Verdict};
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::sync::Arc;
 
 // NFT_SET_*
@@ -27,6 +29,32 @@ const DATA_VERDICT: u32 = 0xffff_ff00;
 pub(super) enum Use {
     Field(Field, usize),
     Numgen,
+}
+
+/// What rules look up in each set, for sets that do not say their type.
+#[derive(Default)]
+pub(super) struct Uses {
+    of: HashMap<Arc<str>, Vec<Use>>,
+    /// Sets of which this was learnt, until somebody takes note.
+    pub fresh: Vec<Arc<str>>,
+}
+
+impl Uses {
+    pub fn get(&self, set: &Arc<str>) -> Option<&Vec<Use>> {
+        self.of.get(set)
+    }
+
+    /// The first use says it.
+    pub fn learn(&mut self, set: &Arc<str>, used: Vec<Use>) {
+        if let Entry::Vacant(entry) = self.of.entry(set.clone()) {
+            entry.insert(used);
+            self.fresh.push(set.clone());
+        }
+    }
+
+    pub fn forget(&mut self, set: &Arc<str>) {
+        self.of.remove(set);
+    }
 }
 
 /// `NFT_MSG_NEWSET`.
@@ -91,6 +119,18 @@ impl Described {
             key_order,
             data_order,
         })
+    }
+
+    /// The same set, as far as a rule that looks something up in it can tell.
+    pub fn is_same_for_rules(&self, other: &Described) -> bool {
+        let of = |d: &Described| {
+            (
+                (d.handle, d.flags, d.key_type, d.key_length),
+                (d.data_type, d.data_length, d.timeout_ms),
+                (d.widths.clone(), d.key_order, d.data_order),
+            )
+        };
+        of(self) == of(other)
     }
 
     pub fn dynamic(&self) -> bool {

@@ -28,7 +28,7 @@ impl RuleReader<'_> {
             None => None,
         };
         if let Some(used) = used {
-            self.uses.entry(set_name.clone()).or_insert(used);
+            self.uses.learn(&set_name, used);
         }
         match (key, target) {
             (Some(Key::Fields(fields, _)), None) if set.dynamic() => {

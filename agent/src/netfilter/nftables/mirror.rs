@@ -1,0 +1,323 @@
+//! nf_tables as it was read last, kept so that only what changed is read and decoded again.
+//!
+//! Each object (the list of tables, a chain, its rules, a set, its elements) is replaced as a whole
+//! by what was read anew. What the result is worth is the reader's business: see `kernel::steady`.
+
+use super::attributes::{Attributes, be32, be64, c_string};
+use super::{Decoder, RawSets, attributes_of, family};
+use crate::netfilter::nftables::registers::Registers;
+use crate::netfilter::ruleset::{Ruleset, Table, TableFamily};
+use std::collections::{BTreeMap, HashMap};
+
+/// Names a chain or a set: `nfgen_family`, table, name.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Place {
+    /// `nfgen_family`.
+    pub family: u8,
+    /// Table's name.
+    pub table: Vec<u8>,
+    /// Chain's or set's name.
+    pub name: Vec<u8>,
+}
+
+/// What tells a table from another of the same name that came later.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Identity {
+    handle: Option<u64>,
+    owner: Option<u32>,
+}
+
+/// The rules of nf_tables, object by object.
+#[derive(Default)]
+pub struct Mirror {
+    decoder: Decoder,
+    identities: Vec<Identity>,
+    lent: bool,
+}
+
+impl Mirror {
+    /// The list of tables, whole. Tables that are not in it are forgotten; of one that was made anew
+    /// under its old name, so is the content.
+    pub fn tables<'a>(&mut self, list: impl Iterator<Item = &'a [u8]>) -> bool {
+        let mut changed = false;
+        let mut named: BTreeMap<(u8, Vec<u8>), (Identity, &[u8])> = BTreeMap::new();
+        for message in list {
+            let (mut name, mut identity) = (Vec::new(), Identity::default());
+            for (kind, value) in Attributes::new(message.get(4..).unwrap_or_default()) {
+                match kind {
+                    // NFTA_TABLE_NAME, _HANDLE, _OWNER
+                    1 => name = c_string(value).to_vec(),
+                    4 => identity.handle = be64(value),
+                    7 => identity.owner = be32(value),
+                    _ => {}
+                }
+            }
+            let family = message.first().copied().unwrap_or(0);
+            named.insert((family, name), (identity, message));
+        }
+        for at in (0..self.decoder.tables.len()).rev() {
+            let table = &self.decoder.tables[at];
+            let key = (number(table.family), table.name.as_bytes().to_vec());
+            if named
+                .get(&key)
+                .is_none_or(|(now, _)| *now != self.identities[at])
+            {
+                self.forget(at);
+                changed = true;
+            }
+        }
+        for (identity, message) in named.into_values() {
+            let dormant = Attributes::new(message.get(4..).unwrap_or_default())
+                .find(|(kind, _)| *kind == 2)
+                .and_then(|(_, value)| be32(value))
+                .unwrap_or(0)
+                & 1
+                != 0;
+            if let Some(at) = self.find(message, 1) {
+                changed |= self.decoder.tables[at].dormant != dormant;
+                self.decoder.tables[at].dormant = dormant;
+                continue;
+            }
+            let before = self.decoder.tables.len();
+            self.decoder.table(message);
+            if self.decoder.tables.len() > before {
+                self.identities.push(identity);
+                changed = true;
+            }
+        }
+        changed
+    }
+
+    fn forget(&mut self, at: usize) {
+        self.decoder.tables.remove(at);
+        self.decoder.described.remove(at);
+        self.decoder.uses.remove(at);
+        self.identities.remove(at);
+        let tables = self.decoder.tables.iter().enumerate();
+        self.decoder.by_name = tables
+            .map(|(i, t)| ((t.family, t.name.clone()), i))
+            .collect();
+    }
+
+    /// The table that an attribute of a message names.
+    fn find(&mut self, message: &[u8], attribute: u16) -> Option<usize> {
+        let name = Attributes::new(message.get(4..).unwrap_or_default())
+            .find(|(kind, _)| *kind == attribute)
+            .map_or(&[][..], |(_, value)| value);
+        let key = (family(message), self.decoder.names.get(name));
+        self.decoder.by_name.get(&key).copied()
+    }
+
+    fn owner(&mut self, place: &Place) -> Option<usize> {
+        let family = family(&[place.family]);
+        let key = (family, self.decoder.names.get(&place.table));
+        self.decoder.by_name.get(&key).copied()
+    }
+
+    /// `NFT_MSG_NEWCHAIN`, read anew: its rules stay as they were.
+    pub fn chain(&mut self, message: &[u8]) {
+        let Some(a) = attributes_of(message) else {
+            return self.decoder.chain(message);
+        };
+        let owner = self.find(message, 1);
+        let name = self.decoder.names.get(a[3]);
+        let handle = be64(a[2]).unwrap_or(0);
+        let Some(table) = owner.map(|at| &mut self.decoder.tables[at]) else {
+            return self.decoder.chain(message);
+        };
+        let rules = match table.chain_index.get(&name) {
+            Some(&at) => {
+                let old = remove_chain(table, at);
+                // Another chain of the same name has none of its rules.
+                if old.handle == handle {
+                    old.rules
+                } else {
+                    Vec::new()
+                }
+            }
+            None => Vec::new(),
+        };
+        self.decoder.chain(message);
+        if let Some(at) = owner {
+            let table = &mut self.decoder.tables[at];
+            if let Some(&at) = table.chain_index.get(&name) {
+                table.chains[at].rules = rules;
+            }
+        }
+    }
+
+    /// A chain that is gone.
+    pub fn without_chain(&mut self, place: &Place) {
+        let name = self.decoder.names.get(&place.name);
+        if let Some(owner) = self.owner(place) {
+            let table = &mut self.decoder.tables[owner];
+            if let Some(&at) = table.chain_index.get(&name) {
+                remove_chain(table, at);
+            }
+        }
+    }
+
+    /// Is one of these chains (`NFT_MSG_NEWCHAIN`, not taken in yet) known under another name? One
+    /// that is renamed keeps its handle, and every rule and element that leads to it gives its new
+    /// name from now on, whenever it was written.
+    pub fn renames<'a>(&self, chains: impl Iterator<Item = &'a [u8]>) -> bool {
+        let mut named: HashMap<(TableFamily, &[u8]), HashMap<u64, &[u8]>> = HashMap::new();
+        for message in chains {
+            if let Some(a) = attributes_of(message) {
+                named
+                    .entry((family(message), c_string(a[1])))
+                    .or_default()
+                    .insert(be64(a[2]).unwrap_or(0), c_string(a[3]));
+            }
+        }
+        self.decoder.tables.iter().any(|table| {
+            let named = named.get(&(table.family, table.name.as_bytes()));
+            named.is_some_and(|named| {
+                table.chains.iter().any(|c| {
+                    named
+                        .get(&c.handle)
+                        .is_some_and(|name| *name != c.name.as_bytes())
+                })
+            })
+        })
+    }
+
+    /// `NFT_MSG_NEWSET`, read anew. True when its elements, as far as they are known, are those of
+    /// another set.
+    pub fn set(&mut self, message: &[u8]) -> bool {
+        let owner = self.find(message, 1);
+        let name = attributes_of(message).map(|a| self.decoder.names.get(c_string(a[2])));
+        let (Some(owner), Some(name)) = (owner, name) else {
+            self.decoder.describe(message);
+            return false;
+        };
+        let before = self.decoder.described[owner].remove(&name);
+        self.decoder.describe(message);
+        let now = self.decoder.described[owner].get(&name);
+        let same = match (&before, now) {
+            (Some(before), Some(now)) => before.is_same_for_rules(now),
+            _ => false,
+        };
+        if !same {
+            self.decoder.uses[owner].forget(&name);
+            self.decoder.tables[owner].sets.remove(&name);
+        }
+        !same
+    }
+
+    /// A set that is gone.
+    pub fn without_set(&mut self, place: &Place) {
+        let name = self.decoder.names.get(&place.name);
+        if let Some(owner) = self.owner(place) {
+            self.decoder.described[owner].remove(&name);
+            self.decoder.uses[owner].forget(&name);
+            self.decoder.tables[owner].sets.remove(&name);
+        }
+    }
+
+    /// All rules of a chain, each a `NFT_MSG_NEWRULE`.
+    ///
+    /// A set whose key is now known by its use and was not before has to be read again: those are
+    /// told to `learnt`.
+    pub fn rules<'a>(
+        &mut self,
+        place: &Place,
+        messages: impl Iterator<Item = &'a [u8]>,
+        learnt: &mut Vec<Place>,
+    ) {
+        let Some(owner) = self.owner(place) else {
+            return;
+        };
+        let name = self.decoder.names.get(&place.name);
+        let table = &mut self.decoder.tables[owner];
+        if let Some(&at) = table.chain_index.get(&name) {
+            table.chains[at].rules.clear();
+        }
+        self.decoder.uses[owner].fresh.clear();
+        let mut registers = Registers::default();
+        for message in messages {
+            self.decoder.rule(message, &mut registers);
+        }
+        let fresh = std::mem::take(&mut self.decoder.uses[owner].fresh);
+        learnt.extend(fresh.iter().map(|set| Place {
+            family: place.family,
+            table: place.table.clone(),
+            name: set.as_bytes().to_vec(),
+        }));
+    }
+
+    /// One `NFT_MSG_NEWRULE` of a table that is read whole, behind the rules that its chain has.
+    pub fn rule(&mut self, message: &[u8], registers: &mut RuleState) {
+        self.decoder.rule(message, &mut registers.0);
+    }
+
+    /// Are a set's elements configuration, as far as its description was read?
+    pub fn has_elements(&mut self, place: &Place) -> bool {
+        let name = self.decoder.names.get(&place.name);
+        self.owner(place)
+            .and_then(|owner| self.decoder.described[owner].get(&name))
+            .is_some_and(|set| !set.dynamic())
+    }
+
+    /// All elements of a set.
+    pub fn elements<'a>(&mut self, place: &Place, messages: impl Iterator<Item = &'a [u8]>) {
+        let Some(owner) = self.owner(place) else {
+            return;
+        };
+        let name = self.decoder.names.get(&place.name);
+        let mut raw = RawSets::new();
+        for message in messages {
+            self.decoder.collect(message, &mut raw);
+        }
+        let found = raw.remove(&(owner, name.clone()));
+        self.decoder.finish(owner, &name, found);
+    }
+
+    /// What was not understood is found in the rules themselves; notes about it must not pile up.
+    pub fn forget_notes(&mut self) {
+        self.decoder.unknown.clear();
+    }
+
+    /// Lends the tables.
+    pub fn lend(&mut self) -> Ruleset {
+        self.lent = true;
+        Ruleset {
+            tables: std::mem::take(&mut self.decoder.tables),
+            ..Ruleset::default()
+        }
+    }
+
+    /// Takes back what [`Mirror::lend`] gave.
+    pub fn take_back(&mut self, ruleset: Ruleset) {
+        self.decoder.tables = ruleset.tables;
+        self.lent = false;
+    }
+
+    /// The tables are elsewhere: nothing can be read into them.
+    pub fn is_lent(&self) -> bool {
+        self.lent
+    }
+}
+
+/// What is carried from expression to expression while rules are decoded.
+#[derive(Default)]
+pub struct RuleState(Registers);
+
+fn remove_chain(table: &mut Table, at: usize) -> crate::netfilter::ruleset::Chain {
+    let gone = table.chains.swap_remove(at);
+    table.chain_index.remove(&gone.name);
+    if let Some(moved) = table.chains.get(at) {
+        table.chain_index.insert(moved.name.clone(), at);
+    }
+    gone
+}
+
+/// `NFPROTO_*`.
+fn number(family: TableFamily) -> u8 {
+    match family {
+        TableFamily::Inet => 1,
+        TableFamily::Ip => 2,
+        TableFamily::Ip6 => 10,
+        TableFamily::Other(n) => n,
+    }
+}
