@@ -37,8 +37,6 @@ pub enum Run {
     Kernel(fn() -> Result<String>),
     /// The shared laboratory; each leaves it as it found it.
     Cluster(fn(&mut Laboratory) -> Result<String>),
-    /// A cluster of its own, in which every kube-proxy uses iptables-legacy.
-    Legacy(fn(&mut Laboratory) -> Result<String>),
 }
 
 /// Every check, in the order in which they run.
@@ -47,6 +45,8 @@ pub const ALL: &[Check] = &[
     kernel("recordings_agree", recordings_agree),
     kernel("legacy_recordings_agree", legacy_recordings_agree),
     kernel("demonstration", demonstration),
+    // Before agents are started.
+    cluster("restarts_with_empty_nat", lifeline::restarts_with_empty_nat),
     cluster("tokens_name_their_node", tokens_name_their_node),
     cluster("real_proxies_agree", real_proxies_agree),
     cluster("faults_are_found", faults::faults_are_found),
@@ -57,8 +57,7 @@ pub const ALL: &[Check] = &[
 ];
 
 /// Checks that run only by name, with `cargo lab test --only NAME`: most are written and have not
-/// been seen to pass whole yet; those of iptables-legacy need a laboratory of their own, and
-/// `faults_are_real` is for whoever changes the table of faults.
+/// been seen to pass whole yet, and `faults_are_real` is for whoever changes the table of faults.
 pub const UNPROVEN: &[Check] = &[
     cluster("faults_are_real", faults::faults_are_real),
     cluster(
@@ -66,10 +65,6 @@ pub const UNPROVEN: &[Check] = &[
         faults::faults_are_found_among_many,
     ),
     cluster("churn_is_not_drift", churn::churn_is_not_drift),
-    cluster("restarts_with_empty_nat", lifeline::restarts_with_empty_nat),
-    legacy("real_legacy_agrees", real_proxies_agree),
-    legacy("legacy_is_the_oracle", oracle::proxies_are_the_oracle),
-    legacy("legacy_faults_are_real", faults::faults_are_real),
 ];
 
 const fn kernel(name: &'static str, run: fn() -> Result<String>) -> Check {
@@ -79,11 +74,6 @@ const fn kernel(name: &'static str, run: fn() -> Result<String>) -> Check {
 
 const fn cluster(name: &'static str, run: fn(&mut Laboratory) -> Result<String>) -> Check {
     let run = Run::Cluster(run);
-    Check { name, run }
-}
-
-const fn legacy(name: &'static str, run: fn(&mut Laboratory) -> Result<String>) -> Check {
-    let run = Run::Legacy(run);
     Check { name, run }
 }
 

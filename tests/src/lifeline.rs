@@ -147,13 +147,16 @@ fn report(
     };
     let since = restarted.elapsed().as_secs_f64();
     if read >= since || api >= since || answer["data"]["connected"] != true {
-        return Ok(None);
+        bail!("not since the restart {since:.1} s ago: {answer}");
     }
     if mode == Mode::Nftables {
         // Nothing of kube-proxy is left in the kernel, and it does not run: to an agent that has
         // just begun this is a node that nobody has programmed yet, and it says so.
-        let gaps = answer["gaps"].to_string();
-        return Ok(gaps.contains("no datapath has programmed").then_some(()));
+        let gaps = answer["gap_list"].to_string();
+        if !gaps.contains("no datapath has programmed") || !gaps.contains("it is given ") {
+            bail!("neither what is awaited nor for how long: {answer}");
+        }
+        return Ok(Some(()));
     }
     let findings = answer["findings"]
         .as_array()
@@ -162,7 +165,7 @@ fn report(
         .iter()
         .any(|finding| finding["kind"] == "hooks_missing")
     {
-        bail!("no hooks_missing: {}", answer["findings"]);
+        bail!("no hooks_missing: {answer}");
     }
     Ok(Some(()))
 }

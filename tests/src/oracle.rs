@@ -1,4 +1,4 @@
-//! The real kube-proxy as the oracle: hundreds of generated Services, six kube-proxies side by
+//! The real kube-proxy as the oracle: hundreds of generated Services, nine kube-proxies side by
 //! side, and not one finding.
 
 use std::collections::BTreeSet;
@@ -14,7 +14,7 @@ use crate::generate::{self, Generated, NAMESPACES, Place};
 use crate::laboratory::{Laboratory, Station, patch_all};
 use crate::proxy;
 
-/// How long six kube-proxies may take to program hundreds of Services on a busy machine.
+/// How long nine kube-proxies may take to program hundreds of Services on a busy machine.
 const PROGRAMMED_LIMIT: Duration = Duration::from_secs(180);
 /// Of all pairs of frontend and source, so many have to be judged.
 const JUDGED_SHARE: f64 = 0.999;

@@ -28,7 +28,7 @@ pub enum Mode {
 }
 
 impl Mode {
-    /// The two modes that every station of the usual laboratory has.
+    /// The two modes of which there are recordings.
     pub const ALL: [Mode; 2] = [Mode::IptablesNft, Mode::Nftables];
 
     /// `iptables-nft`, `iptables-legacy` or `nftables`, for names of nodes and folders.

@@ -16,7 +16,6 @@ use serde_json::Value;
 
 use crate::checks::{self, Check, Run};
 use crate::laboratory::Laboratory;
-use crate::proxy::Mode;
 use crate::{cache, cleanup, command, packages};
 
 /// A tier, in the order in which they run: cheap ones first.
@@ -205,7 +204,7 @@ fn run_tier(tier: Tier, targets: &[String], only: Option<&str>) -> Result<Count>
     }
     let of_tier = |check: &&Check| match check.run {
         Run::Kernel(_) => tier == Tier::Kernel,
-        Run::Cluster(_) | Run::Legacy(_) => tier == Tier::Cluster,
+        Run::Cluster(_) => tier == Tier::Cluster,
     };
     let unproven = checks::UNPROVEN.iter().filter(|_| only.is_some());
     let chosen: Vec<&Check> = checks::ALL
@@ -223,14 +222,8 @@ fn run_tier(tier: Tier, targets: &[String], only: Option<&str>) -> Result<Count>
 /// Runs checks one after the other; those of the cluster share one laboratory.
 fn run_checks(chosen: &[&Check]) -> Count {
     let mut count = Count::default();
-    let (mut laboratory, mut legacy) = (None, None);
+    let mut laboratory = None;
     for check in chosen {
-        // Two laboratories at once are more than a small machine has time for.
-        match check.run {
-            Run::Legacy(_) => laboratory = None,
-            Run::Cluster(_) => legacy = None,
-            Run::Kernel(_) => {}
-        }
         print!("check {} ... ", check.name);
         let _ = std::io::stdout().flush();
         let start = Instant::now();
@@ -238,8 +231,7 @@ fn run_checks(chosen: &[&Check]) -> Count {
         // A check that panics has failed like one that gives an error; the next one still runs.
         let result = catch_unwind(AssertUnwindSafe(|| match check.run {
             Run::Kernel(run) => run(),
-            Run::Cluster(run) => run(started(&mut laboratory, &Mode::ALL)?),
-            Run::Legacy(run) => run(started(&mut legacy, &[Mode::IptablesLegacy])?),
+            Run::Cluster(run) => run(started(&mut laboratory)?),
         }));
         let seconds = start.elapsed().as_secs_f32();
         match result {
@@ -261,15 +253,10 @@ fn run_checks(chosen: &[&Check]) -> Count {
 }
 
 /// The laboratory, started if it does not run yet.
-fn started<'a>(
-    laboratory: &'a mut Option<Laboratory>,
-    modes: &[Mode],
-) -> Result<&'a mut Laboratory> {
+fn started(laboratory: &mut Option<Laboratory>) -> Result<&mut Laboratory> {
     Ok(match laboratory {
         Some(running) => running,
-        None => {
-            laboratory.insert(Laboratory::start_with(modes).context("starting the laboratory")?)
-        }
+        None => laboratory.insert(Laboratory::start().context("starting the laboratory")?),
     })
 }
 
