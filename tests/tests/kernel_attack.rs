@@ -353,6 +353,40 @@ fn hostile_comments_of_iptables_rules_reach_no_terminal() {
     ]);
     node.netns().run("iptables-nft", all).unwrap();
     foreign_rule_is_found_and_plain(&node);
+    let remove = ["-t", "nat", "-D", "PREROUTING", "1"];
+    node.netns().run("iptables-nft", remove).unwrap();
+
+    // In kube-proxy's own chain the comment names the Service: a name that no Service can have, and
+    // that steers terminals, must not become one.
+    let rules = node
+        .netns()
+        .run("iptables-nft-save", ["-t", "nat"])
+        .unwrap();
+    let own = rules
+        .lines()
+        .find(|line| line.starts_with("-A KUBE-SERVICES -d 10.96.10.10/32 "))
+        .unwrap();
+    let chain = own.split_once(" -j ").unwrap().1;
+    let comment = "\u{1b}[2J<b>/\u{9b}31mweb:\u{202e}http cluster IP";
+    let stale =
+        "-t nat -I KUBE-SERVICES 1 -d 10.96.10.99/32 -p tcp --dport 80 -m comment --comment";
+    let mut all: Vec<&str> = stale.split(' ').collect();
+    all.extend([comment, "-j", chain]);
+    node.netns().run("iptables-nft", all).unwrap();
+    let text = node.check(&["--output", "text", "--wait", "10s"]);
+    let asked = node.check(&["--output", "json", "--wait", "10s"]);
+    text.is_plain();
+    asked.is_plain();
+    let json = asked.json();
+    assert_eq!((text.code, asked.code), (1, 1), "{json:#}\n{text:?}");
+    let findings = json["findings"].as_array().unwrap();
+    assert!(!findings.is_empty());
+    for finding in findings {
+        assert_eq!(finding["kind"], "stale_frontend", "{json:#}");
+        assert_eq!(finding["frontend"], "10.96.10.99:80/TCP", "{json:#}");
+        // By the chain that is jumped to.
+        assert_eq!(finding["service"], "shop/web:http", "{json:#}");
+    }
 }
 
 /// Another program replaces all of `service-ips`, again and again, each time in one transaction: at
@@ -687,6 +721,10 @@ const SERVES: u8 = 0;
 const BREAKS_OFF: u8 = 1;
 /// It closes every connection.
 const GONE: u8 = 2;
+/// [`BREAKS_OFF`] in the list of Services only.
+const HALF_OF_SERVICES: u8 = 3;
+/// [`BREAKS_OFF`] in the list of EndpointSlices only.
+const HALF_OF_SLICES: u8 = 4;
 
 /// An API server with the objects of a recording that vanishes when it is told to. As old as such
 /// that cannot stream a list.
@@ -749,15 +787,23 @@ fn serve(mut stream: TcpStream, mood: &AtomicU8, objects: &Value) -> Option<()> 
         while !lines.next()?.ok()?.is_empty() {}
         let mood = mood.load(Ordering::SeqCst);
         let url = request.split(' ').nth(1)?.to_owned();
-        if mood == GONE || mood == BREAKS_OFF && url.contains("continue=") {
-            return stream.shutdown(Shutdown::Both).ok();
-        }
         let kind = match &url {
             url if url.contains("/services?") => "Service",
             url if url.contains("/endpointslices?") => "EndpointSlice",
             url if url.contains("/nodes?") => "Node",
             _ => "",
         };
+        let second = url.contains("continue=");
+        let gone = match mood {
+            GONE => true,
+            BREAKS_OFF => second,
+            HALF_OF_SERVICES => second && kind == "Service",
+            HALF_OF_SLICES => second && kind == "EndpointSlice",
+            _ => false,
+        };
+        if gone {
+            return stream.shutdown(Shutdown::Both).ok();
+        }
         let (status, body) = if url.contains("sendInitialEvents=true") {
             ("400 Bad Request", status(400))
         } else if kind.is_empty() {
@@ -807,7 +853,8 @@ fn status(code: u16) -> String {
     .to_string()
 }
 
-/// It vanishes in the middle of the first list, then altogether: nothing may be judged.
+/// It vanishes in the middle of the first lists, of one of them, then altogether: nothing may be
+/// judged.
 #[test]
 fn half_a_list_judges_nothing() {
     let Some(node) = Loaded::new(Version::V1_37, Mode::Nftables) else {
@@ -819,16 +866,21 @@ fn half_a_list_judges_nothing() {
     let source = ["--kubeconfig", &kubeconfig.to_string_lossy()];
     let more = ["--output", "json", "--wait", "5s"];
     let check = || Asked::of(node.agent(MAY_READ, "check", source, &more));
-    for mood in [BREAKS_OFF, GONE] {
+    for (mood, lost) in [
+        (BREAKS_OFF, "API: Services"),
+        (HALF_OF_SERVICES, "API: Services"),
+        (HALF_OF_SLICES, "API: EndpointSlices"),
+        (GONE, "API: Services"),
+    ] {
         server.becomes(mood);
-        judged_nothing(&check(), "API: Services");
+        judged_nothing(&check(), lost);
     }
     server.becomes(SERVES);
     let json = check().json();
     assert!(json["judged"]["pairs"].as_u64() > Some(0), "{json:#}");
 }
 
-/// It vanishes under a running agent and comes back.
+/// It vanishes under a running agent and comes back. Meanwhile what it said last counts.
 #[test]
 fn run_outlives_an_api_server_that_vanishes() {
     let Some(node) = Loaded::new(Version::V1_36, Mode::IptablesNft) else {
@@ -842,8 +894,16 @@ fn run_outlives_an_api_server_that_vanishes() {
     let log = folder.join("agent.log");
     let mut process = node.run(source, &[], &log);
     node.until(&mut process, "a pass that agrees", agrees);
+    let before = node.told().unwrap()["coverage"]["pairs"].clone();
     server.becomes(GONE);
-    let lost = |told: &Value| gap(told, "API: Services") && gap(told, "API: EndpointSlices");
+    let lost = |told: &Value| {
+        // A difference would be given time before it becomes a finding.
+        for late in told["converging"].as_array().unwrap() {
+            assert_eq!(late["kind"], "proxy_not_running", "invented: {told:#}");
+        }
+        assert_eq!(told["coverage"]["pairs"], before, "{told:#}");
+        gap(told, "API: Services") && gap(told, "API: EndpointSlices")
+    };
     node.until(&mut process, "word of the vanished API server", lost);
     let passes = node.told().unwrap()["pass"].as_u64().unwrap();
     let later = |told: &Value| told["pass"].as_u64() > Some(passes + 5) && lost(told);
