@@ -3,7 +3,7 @@
 use crate::clock;
 use crate::world::Moment;
 use agent::datapath;
-use agent::host::links;
+use agent::host::links::Links;
 use agent::kernel::Kernel;
 use model::address::Frontend;
 use model::capture::{Gap, Reading, Snapshot};
@@ -14,7 +14,7 @@ use model::name::{NodeName, ServiceName, ServicePortName};
 use model::profile::ProxyProfile;
 use model::settle::Ledger;
 use model::table::DesiredTable;
-use model::view::NodeView;
+use model::view::{LocalAddress, NodeView};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -34,6 +34,7 @@ pub struct Looker {
     ledger: Ledger,
     passes: u64,
     kernel: Option<Kernel>,
+    links: Links,
     last: Option<Last>,
     /// Fetched again since the last pass.
     refreshed: Vec<ServiceName>,
@@ -55,6 +56,7 @@ impl Looker {
             ledger: Ledger::default(),
             passes: 0,
             kernel: None,
+            links: Links::default(),
             last: None,
             refreshed: Vec::new(),
         }
@@ -79,17 +81,20 @@ impl Looker {
         self.passes += 1;
         let (kernel, fresh) = Kernel::read(self.kernel.take(), began);
         self.kernel = Some(kernel);
-        let links = links::addresses();
+        let links = self.links.addresses();
         let moment = moment();
-        let node = NodeView {
-            name: self.node.clone(),
-            addresses: links.as_ref().cloned().unwrap_or_default(),
-        };
+        let addresses: &[LocalAddress] = links.as_ref().map_or(&[], |known| known);
         let same = !fresh
             && self.last.as_ref().is_some_and(|l| {
-                l.changes == moment.changes && l.profile == moment.profile && l.node == node
+                l.changes == moment.changes
+                    && l.profile == moment.profile
+                    && l.node.addresses == addresses
             });
         if !same {
+            let node = NodeView {
+                name: self.node.clone(),
+                addresses: addresses.to_vec(),
+            };
             let desired = desired(&moment.view, &node, &moment.profile);
             let mut frontends: BTreeMap<Frontend, Option<ServicePortName>> = BTreeMap::new();
             for ((frontend, _), answers) in &desired {
@@ -152,7 +157,7 @@ impl Looker {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use model::view::{ClusterView, LocalAddress, Node};
+    use model::view::{ClusterView, Node};
 
     fn here(addresses: &[&str]) -> NodeView {
         NodeView {

@@ -33,10 +33,26 @@ fn empty_namespace_is_an_empty_ruleset() {
         let (_, decoded) = read();
         assert!(decoded.ruleset.tables.is_empty());
         assert!(decoded.ruleset.generation.is_some());
+        let mut kept = links::Links::default();
         assert_eq!(links::addresses().expect("addresses"), []);
+        assert_eq!(kept.addresses().expect("addresses"), []);
         run("ip", &["addr", "add", "127.0.0.1/8", "dev", "lo"], "");
         run("ip", &["addr", "add", "fd00::1/128", "dev", "lo"], "");
         let found = links::addresses().expect("addresses");
+        assert_eq!(kept.addresses().expect("addresses"), found);
+        // A link's new name, an address that goes, and nothing at all.
+        run("ip", &["link", "add", "eth9", "type", "dummy"], "");
+        run("ip", &["addr", "add", "192.0.2.1/32", "dev", "eth9"], "");
+        for change in [
+            &["link", "set", "eth9", "name", "eth8"][..],
+            &["addr", "del", "192.0.2.1/32", "dev", "eth8"],
+            &["link", "del", "eth8"],
+            &["link", "show"],
+        ] {
+            run("ip", change, "");
+            let now = links::addresses().expect("addresses");
+            assert_eq!(kept.addresses().expect("addresses"), now, "{change:?}");
+        }
         let words: Vec<_> = found
             .iter()
             .map(|a| format!("{} {}", a.address, a.link))

@@ -49,7 +49,7 @@ impl Node {
                 report.at.0 += pass;
                 tell.send_replace(Some(Arc::new(report)));
                 wishes.granted();
-                wishes.rest(Duration::ZERO, HOUR);
+                wishes.rest(Duration::ZERO, HOUR, HOUR, || {});
             }
         });
         asker

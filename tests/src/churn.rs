@@ -1,5 +1,6 @@
 //! Churn: endpoints change many times a second over hundreds of Services, kube-proxies follow, and
-//! no agent reports a difference that is none.
+//! no agent reports a difference that is none. Meanwhile rules are damaged: what kube-proxy does not
+//! repair is found.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -12,7 +13,8 @@ use rand_chacha::ChaCha8Rng;
 use serde_json::{Value, json};
 
 use crate::api::{self, Call};
-use crate::faults::{agents, findings};
+use crate::faults::{self, DURING_CHURN, Fault, agents, findings, on_all};
+use crate::faults_plant::{Repair, plant};
 use crate::laboratory::Laboratory;
 use crate::oracle::{self, brief, setting};
 
@@ -20,6 +22,145 @@ use crate::oracle::{self, brief, setting};
 const RATE: u64 = 20;
 /// Of all pairs of frontend and source, so many are judged in every pass.
 const JUDGED_SHARE: f64 = 0.99;
+
+/// Damage is planted from here on, one after the other; some time to see that nothing is reported.
+const FIRST_FAULT: Duration = Duration::from_secs(20);
+/// Damage is a finding within 10 s; whoever has not said so after twice that does not.
+const FAULT_LIMIT: Duration = Duration::from_secs(10);
+/// Time between two looks at whether kube-proxy has repaired it.
+const LOOK: Duration = Duration::from_secs(1);
+const FAULT_PATIENCE: Duration = Duration::from_secs(20);
+
+/// A fault that is planted on all nodes.
+struct Planted {
+    fault: &'static Fault,
+    since: Instant,
+    /// When the rules were looked at last: that costs the machine more than the agents do.
+    looked: Instant,
+    /// By node, in the order of the stations.
+    nodes: Vec<OnNode>,
+    healed: Option<Instant>,
+}
+
+/// How it goes on one node.
+struct OnNode {
+    name: String,
+    repair: Repair,
+    found: Option<Duration>,
+    /// kube-proxy put it right itself.
+    repaired: Option<Duration>,
+    cleared: Option<Duration>,
+}
+
+impl Planted {
+    fn on(laboratory: &Laboratory, fault: &'static Fault) -> Result<Planted> {
+        let nodes = on_all(laboratory, |station| {
+            let repair = Repair::of(station, fault.damage)?;
+            plant(station, fault.damage)?;
+            Ok(OnNode {
+                name: station.node.name().to_owned(),
+                repair,
+                found: None,
+                repaired: None,
+                cleared: None,
+            })
+        })?;
+        Ok(Planted {
+            fault,
+            since: Instant::now(),
+            looked: Instant::now(),
+            nodes,
+            healed: None,
+        })
+    }
+
+    /// Looks at all nodes once. True when there is nothing left to see.
+    fn step(&mut self, laboratory: &Laboratory, wrong: &mut Vec<String>) -> Result<bool> {
+        let (fault, since) = (self.fault, self.since);
+        let needed: Vec<bool> = {
+            let look = self.healed.is_none() && self.looked.elapsed() > LOOK;
+            if look {
+                self.looked = Instant::now();
+            }
+            let nodes = &self.nodes;
+            on_all(laboratory, |station| {
+                let of = |n: &&OnNode| n.name == station.node.name();
+                match nodes.iter().find(of) {
+                    Some(n) if look && n.found.is_none() && n.repaired.is_none() => {
+                        n.repair.is_needed(station)
+                    }
+                    _ => Ok(true),
+                }
+            })?
+        };
+        for (node, needed) in self.nodes.iter_mut().zip(needed) {
+            let all = findings(laboratory, &node.name)?;
+            let seen = all.iter().any(|finding| fault.expects(finding));
+            if seen {
+                node.found.get_or_insert(since.elapsed());
+            }
+            if self.healed.is_none() && !needed {
+                node.repaired.get_or_insert(since.elapsed());
+            }
+            if (self.healed.is_some() || node.repaired.is_some()) && !seen {
+                node.cleared
+                    .get_or_insert(self.healed.unwrap_or(since).elapsed());
+            } else if seen {
+                node.cleared = None;
+            }
+        }
+        let Some(healed) = self.healed else {
+            let done = |n: &OnNode| n.found.is_some() || n.repaired.is_some();
+            if self.nodes.iter().all(done) || since.elapsed() > FAULT_PATIENCE {
+                let nodes = &self.nodes;
+                on_all(laboratory, |station| {
+                    let of = |n: &&OnNode| n.name == station.node.name();
+                    match nodes.iter().find(of) {
+                        Some(n) if n.repair.is_needed(station)? => n.repair.undo(station),
+                        _ => Ok(()),
+                    }
+                })?;
+                self.healed = Some(Instant::now());
+            }
+            return Ok(false);
+        };
+        let cleared = self.nodes.iter().all(|n| n.cleared.is_some());
+        if !cleared && healed.elapsed() <= FAULT_PATIENCE {
+            return Ok(false);
+        }
+        for node in &self.nodes {
+            let how = match (node.found, node.repaired) {
+                (Some(found), _) => format!("found after {:.1} s", found.as_secs_f32()),
+                (None, Some(lasted)) => {
+                    format!(
+                        "repaired by kube-proxy within {:.1} s",
+                        lasted.as_secs_f32()
+                    )
+                }
+                (None, None) => "not found".to_owned(),
+            };
+            let cleared = match (node.found, node.cleared) {
+                (None, _) => String::new(),
+                (_, Some(time)) => format!(", cleared after {:.1} s", time.as_secs_f32()),
+                (_, None) => ", not cleared".to_owned(),
+            };
+            println!("{:<24} {:<18} {how}{cleared}", fault.name, node.name);
+            let late = |time: Option<Duration>| time.is_some_and(|t| t > FAULT_LIMIT);
+            if (node.found.is_none() && node.repaired.is_none())
+                || late(node.found)
+                || (node.found.is_some() && (node.cleared.is_none() || late(node.cleared)))
+            {
+                wrong.push(format!("{}, {}: {how}{cleared}", fault.name, node.name));
+            }
+        }
+        Ok(true)
+    }
+
+    /// Is the finding owed to this fault?
+    fn explains(&self, node: &str, finding: &Value) -> bool {
+        self.fault.expects(finding) && self.nodes.iter().any(|n| n.name == node)
+    }
+}
 
 /// What the passes of one node were like.
 #[derive(Debug, Default)]
@@ -34,6 +175,7 @@ struct Passes {
 /// The check: `LAB_CHURN_SECONDS` seconds, by default 180.
 pub fn churn_is_not_drift(laboratory: &mut Laboratory) -> Result<String> {
     let generated = oracle::prepare(laboratory)?;
+    faults::prepare(laboratory)?;
     agents(laboratory)?;
     let seed = setting("LAB_SEED", generated.seed);
     let time = Duration::from_secs(setting("LAB_CHURN_SECONDS", 180));
@@ -71,6 +213,10 @@ pub fn churn_is_not_drift(laboratory: &mut Laboratory) -> Result<String> {
         "\nseed {seed}: {RATE} changes a second for {} s",
         time.as_secs()
     );
+    let mut coming = DURING_CHURN.iter();
+    let mut planted: Option<Planted> = None;
+    let mut repaired = 0;
+    let mut found = 0;
     let start = Instant::now();
     let (mut sent, mut late) = (0, Duration::ZERO);
     while start.elapsed() < time {
@@ -95,9 +241,32 @@ pub fn churn_is_not_drift(laboratory: &mut Laboratory) -> Result<String> {
             let Some(seen) = passes.get_mut(node) else {
                 continue;
             };
-            watch(laboratory, node, seen, &mut wrong)?;
+            watch(laboratory, node, seen, planted.as_ref(), &mut wrong)?;
+        }
+        let over = match &mut planted {
+            Some(now) => now.step(laboratory, &mut wrong)?,
+            None => false,
+        };
+        match &planted {
+            None if start.elapsed() > FIRST_FAULT => {
+                if let Some(fault) = coming.next().and_then(|d| Fault::of(*d)) {
+                    planted = Some(Planted::on(laboratory, fault)?);
+                }
+            }
+            Some(now) if over => {
+                found += now.nodes.iter().filter(|n| n.found.is_some()).count();
+                repaired += now.nodes.iter().filter(|n| n.found.is_none()).count();
+                planted = None;
+            }
+            _ => {}
         }
         std::thread::sleep(Duration::from_millis(100));
+    }
+    if planted.is_some() || coming.next().is_some() {
+        wrong.push(format!(
+            "{} s were too short for all faults",
+            time.as_secs()
+        ));
     }
     println!(
         "{sent} changes; the slowest batch took {:.1} s",
@@ -129,9 +298,11 @@ pub fn churn_is_not_drift(laboratory: &mut Laboratory) -> Result<String> {
     if !wrong.is_empty() {
         bail!("{}", wrong.join("\n"));
     }
+    faults::clear(laboratory)?;
     oracle::clear(laboratory)?;
     Ok(format!(
-        "{sent} changes in {} s, no finding on {} nodes",
+        "{sent} changes in {} s, no false finding on {} nodes; {found} faults found, {repaired} \
+         repaired by kube-proxy first",
         time.as_secs(),
         nodes.len()
     ))
@@ -142,6 +313,7 @@ fn watch(
     laboratory: &Laboratory,
     node: &str,
     seen: &mut Passes,
+    planted: Option<&Planted>,
     wrong: &mut Vec<String>,
 ) -> Result<()> {
     let report = laboratory.aggregated(&format!("/nodes/{node}"))?;
@@ -158,6 +330,9 @@ fn watch(
         seen.most_converging = seen.most_converging.max(number("converging"));
     }
     for finding in findings(laboratory, node)? {
+        if planted.is_some_and(|p| p.explains(node, &finding)) {
+            continue;
+        }
         let reason = format!("{node}: {}", brief(&finding));
         if !wrong.contains(&reason) && wrong.len() < 30 {
             wrong.push(reason);

@@ -51,9 +51,9 @@ pub(crate) enum Damage {
 }
 
 /// One line of the fault table.
-struct Fault {
-    name: &'static str,
-    damage: Damage,
+pub(crate) struct Fault {
+    pub(crate) name: &'static str,
+    pub(crate) damage: Damage,
     /// Kinds of which one has to be there; no other may be.
     kinds: &'static [&'static str],
     /// The only Service that findings may name; none: findings about the whole node.
@@ -61,6 +61,13 @@ struct Fault {
     /// Words of which one has to stand in the evidence or the sentence.
     evidence: &'static [&'static str],
 }
+
+/// Those that a kube-proxy which goes on syncing leaves as they are, at least in one mode.
+pub(crate) const DURING_CHURN: [Damage; 3] = [
+    Damage::ForeignDnat,
+    Damage::PreroutingJumpRemoved,
+    Damage::FrontendDeleted,
+];
 
 const FAULTS: &[Fault] = &[
     Fault {
@@ -196,6 +203,23 @@ const FAULTS: &[Fault] = &[
     },
 ];
 
+impl Fault {
+    /// The line of the table.
+    pub(crate) fn of(damage: Damage) -> Option<&'static Fault> {
+        FAULTS.iter().find(|fault| fault.damage == damage)
+    }
+
+    /// Is the finding what the damage should give?
+    pub(crate) fn expects(&self, finding: &Value) -> bool {
+        let kind = finding["kind"].as_str().unwrap_or_default();
+        let service = finding["service"].as_str();
+        let text = finding.to_string();
+        self.kinds.contains(&kind)
+            && (service.is_none() || service == self.service)
+            && self.evidence.iter().any(|word| text.contains(word))
+    }
+}
+
 impl Damage {
     /// Done through kube-proxy and the API instead of to the rules.
     fn is_staleness(self) -> bool {
@@ -311,7 +335,7 @@ pub(crate) fn findings(laboratory: &Laboratory, node: &str) -> Result<Vec<Value>
 }
 
 /// The Services to damage, programmed on every node.
-fn prepare(laboratory: &mut Laboratory) -> Result<()> {
+pub(crate) fn prepare(laboratory: &mut Laboratory) -> Result<()> {
     laboratory.cluster.create_namespace(NAMESPACE)?;
     laboratory.cluster.api.create_all(&objects())?;
     patch_all(
@@ -325,7 +349,7 @@ fn prepare(laboratory: &mut Laboratory) -> Result<()> {
     laboratory.wait_programmed(&words, START_LIMIT)
 }
 
-fn clear(laboratory: &Laboratory) -> Result<()> {
+pub(crate) fn clear(laboratory: &Laboratory) -> Result<()> {
     laboratory.empty_namespace(NAMESPACE)?;
     laboratory
         .cluster
@@ -525,7 +549,7 @@ fn take(fault: &Fault, finding: &Value, line: &mut Line, start: Instant) {
     }
 }
 
-fn on_all<T: Send>(
+pub(crate) fn on_all<T: Send>(
     laboratory: &Laboratory,
     work: impl Fn(&Station) -> Result<T> + Sync,
 ) -> Result<Vec<T>> {

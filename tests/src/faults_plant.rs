@@ -56,6 +56,96 @@ impl Snapshot {
     }
 }
 
+/// What a damage does when kube-proxies go on writing: whether it is still there, and how it is undone
+/// without touching what was written since.
+pub(crate) struct Repair {
+    /// What undoes it, for `nft -f` or `iptables-restore --noflush`.
+    text: String,
+    damage: Damage,
+}
+
+impl Repair {
+    /// Has to be made before the damage.
+    pub(crate) fn of(station: &Station, damage: Damage) -> Result<Repair> {
+        let netns = station.node.netns();
+        let text = match (damage, station.proxy.spec().mode.iptables_backend()) {
+            (Damage::ForeignDnat, _) => "delete table ip intruder\n".to_owned(),
+            (Damage::PreroutingJumpRemoved, Some(backend)) => {
+                let nat = Iptables::read(netns, backend, "nat")?;
+                let rule = nat.of("PREROUTING ", &["-j KUBE-SERVICES"])?[0];
+                let rule = rule.replacen("-A PREROUTING ", "-I PREROUTING 1 ", 1);
+                format!("*nat\n{rule}\nCOMMIT\n")
+            }
+            (Damage::FrontendDeleted, Some(backend)) => {
+                let nat = Iptables::read(netns, backend, "nat")?;
+                let rule = nat.of("KUBE-SERVICES ", &["-d 10.96.200.1/32 "])?[0];
+                let rule = rule.replacen("-A KUBE-SERVICES ", "-I KUBE-SERVICES 1 ", 1);
+                format!("*nat\n{rule}\nCOMMIT\n")
+            }
+            (Damage::PreroutingJumpRemoved, None) => {
+                let text = netns.run(
+                    "nft",
+                    ["list", "chain", "ip", "kube-proxy", "nat-prerouting"],
+                )?;
+                if !text.contains("jump services") {
+                    bail!("nat-prerouting does not lead to services:\n{text}");
+                }
+                "add rule ip kube-proxy nat-prerouting jump services\n".to_owned()
+            }
+            (Damage::FrontendDeleted, None) => {
+                let table = Nftables::read(netns)?;
+                let chain = table.chain("service-", "web")?;
+                format!(
+                    "add element ip kube-proxy service-ips {{ 10.96.200.1 . tcp . 80 : goto {chain} }}\n"
+                )
+            }
+            _ => bail!("{damage:?} is not planted during churn"),
+        };
+        Ok(Repair { text, damage })
+    }
+
+    /// Has nobody repaired it?
+    pub(crate) fn is_needed(&self, station: &Station) -> Result<bool> {
+        let netns = station.node.netns();
+        let backend = station.proxy.spec().mode.iptables_backend();
+        Ok(match (self.damage, backend) {
+            (Damage::ForeignDnat, _) => netns.run("nft", ["list", "tables"])?.contains("intruder"),
+            (Damage::PreroutingJumpRemoved, Some(backend)) => {
+                Iptables::read(netns, backend, "nat")?
+                    .of("PREROUTING ", &["-j KUBE-SERVICES"])
+                    .is_err()
+            }
+            (_, Some(backend)) => Iptables::read(netns, backend, "nat")?
+                .of("KUBE-SERVICES ", &["-d 10.96.200.1/32 "])
+                .is_err(),
+            (Damage::PreroutingJumpRemoved, None) => !netns
+                .run(
+                    "nft",
+                    ["list", "chain", "ip", "kube-proxy", "nat-prerouting"],
+                )?
+                .contains("jump services"),
+            (_, None) => !netns
+                .run("nft", ["list", "map", "ip", "kube-proxy", "service-ips"])?
+                .contains("10.96.200.1 . tcp . 80"),
+        })
+    }
+
+    /// Undoes it.
+    pub(crate) fn undo(&self, station: &Station) -> Result<()> {
+        let netns = station.node.netns();
+        let foreign = self.damage == Damage::ForeignDnat;
+        match station.proxy.spec().mode.iptables_backend() {
+            Some(backend) if !foreign => netns.run_with_input(
+                &format!("iptables-{backend}-restore"),
+                ["-w", "60", "--noflush"],
+                &self.text,
+            )?,
+            _ => netns.run_with_input("nft", ["-f", "-"], &self.text)?,
+        };
+        Ok(())
+    }
+}
+
 /// Does the damage.
 pub(crate) fn plant(station: &Station, damage: Damage) -> Result<()> {
     let netns = station.node.netns();

@@ -1,12 +1,14 @@
-//! What the kernel tells about changes of nf_tables, as they happen. They say *that* something is
-//! another now, never what it is: that is read.
+//! What the kernel tells about changes of nf_tables, and of links and their addresses, as they happen.
+//! It says *that* something is another now; what it is, is read.
 
 use super::netlink::{Family, NetlinkError, bound, last_errno, system};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::Duration;
 
 /// `NFNLGRP_NFTABLES` (linux/netfilter/nfnetlink.h), group 7.
-const GROUP: u32 = 1 << 6;
+const NF_TABLES: u32 = 1 << 6;
+/// `RTMGRP_LINK`, `RTMGRP_IPV4_IFADDR`, `RTMGRP_IPV6_IFADDR` (linux/rtnetlink.h).
+const ADDRESSES: u32 = 0x1 | 0x10 | 0x100;
 const HEADER: usize = 16;
 /// One event message is a page or so; the kernel joins those of one transaction.
 const BUFFER: usize = 64 * 1024;
@@ -31,12 +33,24 @@ pub enum Heard {
 }
 
 impl Events {
-    /// Begins to hear. Needs CAP_NET_ADMIN.
+    /// Begins to hear of nf_tables. Needs CAP_NET_ADMIN.
     ///
     /// # Errors
     /// As [`super::netlink::Netlink::open`].
     pub fn open() -> Result<Events, NetlinkError> {
-        let (socket, _) = bound(Family::Netfilter, GROUP)?;
+        Events::of(Family::Netfilter, NF_TABLES)
+    }
+
+    /// Begins to hear of links and addresses. Needs no right.
+    ///
+    /// # Errors
+    /// As [`super::netlink::Netlink::open`].
+    pub fn of_addresses() -> Result<Events, NetlinkError> {
+        Events::of(Family::Route, ADDRESSES)
+    }
+
+    fn of(family: Family, groups: u32) -> Result<Events, NetlinkError> {
+        let (socket, _) = bound(family, groups)?;
         // SAFETY: the value is a live c_int of the length given. Where it is refused, events are
         // lost sooner, which is noticed.
         unsafe {
@@ -54,12 +68,12 @@ impl Events {
         })
     }
 
-    /// Gives everything that waits to `each`: `NFT_MSG_*` (the message type's low byte) and the
-    /// message without its netlink header. Does not wait.
+    /// Gives everything that waits to `each`: the message's type and the message without its netlink
+    /// header. Does not wait.
     ///
     /// # Errors
     /// Those of `recv(2)`.
-    pub fn hear(&mut self, mut each: impl FnMut(u8, &[u8])) -> Result<Heard, NetlinkError> {
+    pub fn hear(&mut self, mut each: impl FnMut(u16, &[u8])) -> Result<Heard, NetlinkError> {
         let mut heard = Heard::All;
         loop {
             // SAFETY: pointer and length are those of a live buffer; with MSG_TRUNC the result is
@@ -104,7 +118,7 @@ impl Events {
 }
 
 /// The messages of one datagram; false if one does not fit.
-fn messages(datagram: &[u8], each: &mut impl FnMut(u8, &[u8])) -> bool {
+fn messages(datagram: &[u8], each: &mut impl FnMut(u16, &[u8])) -> bool {
     let mut rest = datagram;
     while rest.len() >= HEADER {
         let size = u32::from_ne_bytes([rest[0], rest[1], rest[2], rest[3]]) as usize;
@@ -112,10 +126,7 @@ fn messages(datagram: &[u8], each: &mut impl FnMut(u8, &[u8])) -> bool {
         let Some(message) = rest.get(HEADER..size) else {
             return false;
         };
-        // NFNL_SUBSYS_NFTABLES = 10
-        if kind >> 8 == 10 {
-            each((kind & 0xff) as u8, message);
-        }
+        each(kind, message);
         let next = size.saturating_add(3) & !3;
         rest = rest.get(next..).unwrap_or_default();
     }
@@ -141,7 +152,8 @@ mod tests {
         all.extend(message(20, 1 << 8 | 6, &[9, 9, 9, 9]));
         assert!(messages(&all, &mut |kind, body: &[u8]| got
             .push((kind, body.to_vec()))));
-        assert_eq!(got, [(6, vec![2, 0, 0, 1])]);
+        let expected = [(10 << 8 | 6, vec![2, 0, 0, 1]), (1 << 8 | 6, vec![9; 4])];
+        assert_eq!(got, expected);
         for broken in [
             message(21, 10 << 8, &[0; 4]),
             message(15, 10 << 8, &[0; 4]),

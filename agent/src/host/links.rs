@@ -1,5 +1,6 @@
 //! Addresses on the node's links.
 
+use super::events::{Events, Heard};
 use super::netlink::{Family, Netlink, NetlinkError, Question};
 use crate::netfilter::nftables::attributes::{Attributes, text};
 use model::view::LocalAddress;
@@ -9,6 +10,46 @@ use std::sync::Arc;
 
 /// Attempts to list without a change in between.
 const TRIES: u32 = 5;
+
+/// The addresses on the node's links, listed again only when the kernel tells of a change.
+#[derive(Debug, Default)]
+pub struct Links {
+    events: Option<Events>,
+    known: Option<Vec<LocalAddress>>,
+}
+
+impl Links {
+    /// As [`addresses`].
+    ///
+    /// # Errors
+    /// As there; what was known is then forgotten.
+    pub fn addresses(&mut self) -> Result<&[LocalAddress], NetlinkError> {
+        let events = match &mut self.events {
+            Some(events) => events,
+            None => {
+                self.known = None;
+                self.events.insert(Events::of_addresses()?)
+            }
+        };
+        let mut changed = false;
+        // Heard before it is listed: what changes during the listing is heard the next time.
+        match events.hear(|_, _| changed = true) {
+            Ok(Heard::All) => {}
+            Ok(Heard::Lost) => changed = true,
+            Err(error) => {
+                *self = Links::default();
+                return Err(error);
+            }
+        }
+        if changed {
+            self.known = None;
+        }
+        match &mut self.known {
+            Some(known) => Ok(known),
+            none => Ok(none.insert(addresses()?)),
+        }
+    }
+}
 
 /// All addresses of all links of this thread's network namespace, sorted. Needs no right.
 pub fn addresses() -> Result<Vec<LocalAddress>, NetlinkError> {

@@ -62,8 +62,13 @@ impl Marks {
             .is_some_and(|heard| heard.wrapping_sub(generation).cast_signed() >= 0)
     }
 
-    /// Takes note of one event: `NFT_MSG_*` (linux/netfilter/nf_tables.h) and its message.
-    pub fn note(&mut self, kind: u8, message: &[u8]) {
+    /// Takes note of one event: the type of a netlink message, and the message.
+    pub fn note(&mut self, kind: u16, message: &[u8]) {
+        // NFNL_SUBSYS_NFTABLES = 10; below it `NFT_MSG_*` (linux/netfilter/nf_tables.h)
+        if kind >> 8 != 10 {
+            return;
+        }
+        let kind = kind & 0xff;
         let find = |wanted: u16| {
             Attributes::new(message.get(4..).unwrap_or_default())
                 .find(|(kind, _)| *kind == wanted)

@@ -41,14 +41,14 @@ pub trait Hears {
     ///
     /// # Errors
     /// As there.
-    fn hear(&mut self, each: &mut dyn FnMut(u8, &[u8])) -> Result<Heard, NetlinkError>;
+    fn hear(&mut self, each: &mut dyn FnMut(u16, &[u8])) -> Result<Heard, NetlinkError>;
 
     /// As [`Events::wait`].
     fn wait(&mut self, longest: Duration);
 }
 
 impl Hears for Events {
-    fn hear(&mut self, each: &mut dyn FnMut(u8, &[u8])) -> Result<Heard, NetlinkError> {
+    fn hear(&mut self, each: &mut dyn FnMut(u16, &[u8])) -> Result<Heard, NetlinkError> {
         Events::hear(self, each)
     }
 
