@@ -16,6 +16,7 @@
 //!   kube-proxies and real packets say about them.
 //! - [`faults`], [`churn`]: damage that has to be found, and changes that must not be taken for it.
 //! - `lifeline`: an agent that restarts on a node without any Service address.
+//! - [`bench`]: what a pass costs, against the kernel's own cost (`cargo lab bench`).
 //! - [`http`]: the smallest HTTP client, for listeners inside namespaces.
 //!
 //! Nothing here listens or sends outside namespaces of its own, besides loopback, and nothing
@@ -23,6 +24,7 @@
 
 pub mod agents;
 pub mod api;
+pub mod bench;
 pub mod cache;
 pub mod certs;
 pub mod checks;

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
+use tests::bench::{self, Size};
 use tests::cache::Version;
 use tests::cluster::{Cluster, User};
 use tests::demo::{self, End};
@@ -41,6 +42,8 @@ enum Command {
         #[arg(long)]
         require_all: bool,
     },
+    /// Measure what a pass costs at a large node, beside what the kernel alone costs (root; builds for release first)
+    Bench(Size),
     /// A cluster with a kube-proxy of every version and mode, each on a node of its own, until Ctrl-C
     Up,
     /// Run real kube-proxies and save what they wrote to tests/recordings
@@ -90,6 +93,7 @@ fn run(arguments: Arguments) -> Result<bool> {
                 require_all,
             });
         }
+        Some(Command::Bench(size)) => bench::run(&size)?,
         Some(Command::Up) => up(end)?,
         Some(Command::Record) => recording::record()?,
         Some(Command::Build) => {
