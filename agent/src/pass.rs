@@ -120,7 +120,7 @@ impl Looker {
                 node,
                 desired,
                 snapshot,
-                compared: None,
+                compared: self.last.take().and_then(|l| l.compared),
             });
         }
         let Some(last) = &mut self.last else {
@@ -140,6 +140,7 @@ impl Looker {
                 refreshed: &refreshed,
                 gaps: &moment.gaps,
                 compared: last.compared.as_ref(),
+                unchanged: same,
             },
             &mut self.ledger,
         );

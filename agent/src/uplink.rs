@@ -3,7 +3,8 @@
 //! One connection each, opened from here and opened again with back-off, in a task of its own: a
 //! replica that is slow or gone delays neither the others nor the passes. What is sent is always the
 //! newest report: a slow or absent aggregator costs no memory, since nothing queues. A pass that came
-//! to the same as the last one sent is told by a heartbeat.
+//! to the same as the last one sent is told by a heartbeat, one that came to nearly the same by what is
+//! different.
 //!
 //! Which replicas there are is decided in [`replicas`]; this file does it.
 
@@ -287,7 +288,7 @@ async fn session(
     };
     tracing::info!(aggregator = target.name, address, "connected");
 
-    let mut sent: Option<Arc<Report>> = None;
+    let mut sent = Sent::default();
     let mut looks = JoinSet::new();
     let mut beat = interval(HEARTBEAT);
     beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -303,9 +304,10 @@ async fn session(
             }
             _ = beat.tick() => {
                 // What was read since the last report is said by it only once it was sent.
-                let newest = sent.is_some().then(|| reports.borrow().clone()).flatten();
-                let newest = newest.filter(|n| sent.as_ref().is_some_and(|s| same(s, n)));
-                deliver(&up, heartbeat(newest.as_deref().or(sent.as_deref()))).await?;
+                let last = sent.last.as_deref();
+                let newest = last.is_some().then(|| reports.borrow().clone()).flatten();
+                let newest = newest.filter(|n| last.is_some_and(|s| same(s, n)));
+                deliver(&up, heartbeat(newest.as_deref().or(last))).await?;
             }
             answer = answers.message() => match answer? {
                 Some(v1::AggregatorMessage { message: Some(Question::Inspect(question)) })
@@ -314,6 +316,9 @@ async fn session(
                     tracing::debug!(service = ?question.name, "the aggregator asks");
                     let asker = asker.clone();
                     looks.spawn(async move { (question.id, asker.fresh(LOOK).await.fresh) });
+                }
+                Some(v1::AggregatorMessage { message: Some(Question::Welcome(welcome)) }) => {
+                    sent.takes_deltas = welcome.takes_deltas;
                 }
                 // Acknowledgements need nothing done; questions that this version does not know
                 // are left unanswered, and the aggregator shows what it has.
@@ -331,24 +336,47 @@ async fn session(
     }
 }
 
+/// What this connection's aggregator has.
+#[derive(Default)]
+struct Sent {
+    last: Option<Arc<Report>>,
+    /// It has the rows of the last one, too: they were not too many.
+    with_rows: bool,
+    takes_deltas: bool,
+}
+
+impl Sent {
+    /// The message that brings the aggregator from what it has to `newest`.
+    fn message(&mut self, newest: Arc<Report>) -> v1::AgentMessage {
+        use v1::agent_message::Message;
+        let base = self.last.replace(newest.clone());
+        let base = base.filter(|_| self.takes_deltas && self.with_rows);
+        if let Some(delta) = base.and_then(|base| proto::encode::delta(&base, &newest, now())) {
+            return delta;
+        }
+        let message = proto::encode::message(&newest, now());
+        self.with_rows = matches!(
+            &message.message,
+            Some(Message::Report(wire)) if wire.rows.len() == newest.rows.len()
+        );
+        message
+    }
+}
+
 /// Sends the newest report, or a heartbeat when it came to the same as the one `sent` last; gives its
 /// pass, 0 when there is none.
 async fn tell(
     up: &mpsc::Sender<v1::AgentMessage>,
     reports: &mut Reports,
-    sent: &mut Option<Arc<Report>>,
+    sent: &mut Sent,
 ) -> Result<u64, Ended> {
     let Some(newest) = reports.borrow_and_update().clone() else {
         return Ok(0);
     };
     let pass = newest.pass;
-    let message = match sent {
+    let message = match &sent.last {
         Some(last) if same(last, &newest) => heartbeat(Some(&newest)),
-        _ => {
-            let message = proto::encode::message(&newest, now());
-            *sent = Some(newest);
-            message
-        }
+        _ => sent.message(newest),
     };
     deliver(up, message).await?;
     Ok(pass)

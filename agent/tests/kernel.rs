@@ -41,7 +41,13 @@ fn empty_namespace_is_an_empty_ruleset() {
         let found = links::addresses().expect("addresses");
         assert_eq!(kept.addresses().expect("addresses"), found);
         // A link's new name, an address that goes, and nothing at all.
-        run("ip", &["link", "add", "eth9", "type", "dummy"], "");
+        run(
+            "ip",
+            &[
+                "link", "add", "eth9", "type", "veth", "peer", "name", "peer9",
+            ],
+            "",
+        );
         run("ip", &["addr", "add", "192.0.2.1/32", "dev", "eth9"], "");
         for change in [
             &["link", "set", "eth9", "name", "eth8"][..],

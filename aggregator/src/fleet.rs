@@ -201,7 +201,7 @@ impl Fleet {
             } => {
                 member.heard = now;
                 member.said = Some(Said {
-                    services: Arc::new(services(&report)),
+                    services: services(&report, member.said.as_ref()),
                     pass: report.pass,
                     at: report.at,
                     api_as_of: report.api_as_of,
@@ -252,7 +252,13 @@ impl Fleet {
     }
 }
 
-fn services(report: &Report) -> BTreeMap<ServiceName, Vec<usize>> {
+/// The index of a report; that of the report before it, where it is the same.
+fn services(report: &Report, before: Option<&Said>) -> Arc<BTreeMap<ServiceName, Vec<usize>>> {
+    if let Some(before) = before
+        && is_index_of(report, before)
+    {
+        return before.services.clone();
+    }
     let mut out: BTreeMap<ServiceName, Vec<usize>> = BTreeMap::new();
     for (i, row) in report.rows.iter().enumerate() {
         if let Some(s) = &row.service {
@@ -264,5 +270,19 @@ fn services(report: &Report) -> BTreeMap<ServiceName, Vec<usize>> {
             out.entry(s.service.clone()).or_default();
         }
     }
-    out
+    Arc::new(out)
+}
+
+/// Most reports differ from the one before in a few rows, and an index of thousands is not made anew
+/// for them.
+fn is_index_of(report: &Report, before: &Said) -> bool {
+    let (rows, old) = (&report.rows, &before.report.rows);
+    let findings = || report.findings.iter().chain(&report.converging);
+    rows.len() == old.len()
+        && (rows.iter().zip(old.iter())).all(|(a, b)| Arc::ptr_eq(a, b) || a.service == b.service)
+        && findings()
+            .filter_map(|f| f.service.as_ref())
+            .all(|s| before.services.contains_key(&s.service))
+        // One that only a finding named is not named any more, perhaps.
+        && before.services.values().all(|positions| !positions.is_empty())
 }

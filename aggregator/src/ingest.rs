@@ -200,6 +200,7 @@ impl Session {
         self.answer(v1::aggregator_message::Message::Welcome(v1::Welcome {
             aggregator_version: env!("CARGO_PKG_VERSION").into(),
             wire_version: proto::WIRE_VERSION,
+            takes_deltas: true,
         }))
         .await?;
         Ok(node)
@@ -213,6 +214,8 @@ impl Session {
     ) -> Result<(), Status> {
         let connection = self.connection;
         let mut heard = Instant::now();
+        // What the next delta builds on.
+        let mut last: Option<Arc<Report>> = None;
         loop {
             if self.ends.is_some_and(|end| Instant::now() >= end) {
                 return Err(Status::unauthenticated("show a fresh token"));
@@ -237,17 +240,28 @@ impl Session {
             };
             let sent_at = Millis(sent_at_ms);
             match message {
-                Some(Message::Report(wire)) => {
-                    let report: Report = wire.try_into().map_err(wrong)?;
+                Some(message @ (Message::Report(_) | Message::ReportDelta(_))) => {
+                    let report: Report = match message {
+                        Message::Report(wire) => wire.try_into().map_err(wrong)?,
+                        Message::ReportDelta(delta) => {
+                            let Some(base) = last.take() else {
+                                return Err(Status::invalid_argument("a delta of no report"));
+                            };
+                            proto::decode::delta(&base, delta).map_err(wrong)?
+                        }
+                        _ => continue,
+                    };
                     if report.node != *node {
                         return Err(Status::permission_denied("a report about another node"));
                     }
                     let pass = report.pass;
+                    let report = Arc::new(report);
+                    last = Some(report.clone());
                     self.tell(
                         node,
                         Event::Report {
                             connection,
-                            report: Arc::new(report),
+                            report,
                             sent_at,
                         },
                     )?;

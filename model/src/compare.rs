@@ -29,8 +29,8 @@ pub struct Comparison {
     pub differences: Vec<Difference>,
     /// How much was judged; `converging` is filled in by [`crate::examine`].
     pub judged: Judged,
-    /// Every row that was looked at.
-    pub rows: Arc<[Row]>,
+    /// Every row that was looked at, in [`Row::place`]'s order.
+    pub rows: Arc<[Arc<Row>]>,
     /// Rules of a datapath had been seen on this node before.
     pub programmed_before: bool,
     /// The pairs that each difference accounts for, absorbed ones included.
@@ -115,7 +115,8 @@ struct Input<'a> {
 
 /// Compares what should be with what was read. The snapshot must be older than the view and the
 /// view complete; `desired` is what [`crate::desired`] makes of `view`, `node` and `profile`.
-/// `programmed_before`: rules of a datapath have been seen on this node.
+/// `programmed_before`: rules of a datapath have been seen on this node. `earlier`: rows of an earlier
+/// comparison; those that came out the same are used again.
 pub fn compare(
     desired: &DesiredTable,
     snapshot: &Snapshot,
@@ -123,6 +124,7 @@ pub fn compare(
     profile: &ProxyProfile,
     view: &ClusterView,
     programmed_before: bool,
+    earlier: &[Arc<Row>],
 ) -> Comparison {
     let input = Input {
         desired,
@@ -132,7 +134,10 @@ pub fn compare(
         view,
         programmed_before,
     };
-    let mut out = Collected::default();
+    let mut out = Collected {
+        earlier,
+        ..Collected::default()
+    };
     for family in Family::ALL {
         one_family(input, family, &mut out);
     }
@@ -153,14 +158,51 @@ struct Collecting {
 }
 
 #[derive(Default)]
-struct Collected {
+struct Collected<'a> {
     facts: BTreeMap<Fact, Collecting>,
     judged: Judged,
-    rows: Vec<Row>,
+    rows: Vec<Arc<Row>>,
+    /// Of the earlier comparison, what is not passed yet.
+    earlier: &'a [Arc<Row>],
     unsettled: BTreeSet<ServiceName>,
 }
 
-impl Collected {
+impl Collected<'_> {
+    /// Adds a row; they come in [`Row::place`]'s order.
+    fn row(
+        &mut self,
+        key: Key,
+        service: Option<&ServicePortName>,
+        desired: Option<&OneOf<Forwarding>>,
+        observed: Option<&Forwarding>,
+    ) {
+        let place = (key.0.family(), key.0, key.1);
+        while let Some((first, rest)) = self.earlier.split_first() {
+            let at = first.place();
+            if at > place {
+                break;
+            }
+            self.earlier = rest;
+            if at == place {
+                let same = first.service.as_ref() == service
+                    && first.desired.as_ref() == desired
+                    && first.observed.as_ref() == observed;
+                if same {
+                    self.rows.push(first.clone());
+                    return;
+                }
+                break;
+            }
+        }
+        self.rows.push(Arc::new(Row {
+            frontend: key.0,
+            source: key.1,
+            service: service.cloned(),
+            desired: desired.cloned(),
+            observed: observed.cloned(),
+        }));
+    }
+
     /// Adds what one source says about a fact.
     fn add(&mut self, difference: Difference, key: Option<Key>) -> &mut Collecting {
         let entry = self
@@ -222,7 +264,7 @@ impl Collected {
     }
 }
 
-fn one_family(input: Input, family: Family, out: &mut Collected) {
+fn one_family(input: Input, family: Family, out: &mut Collected<'_>) {
     let wanted: Vec<(&Key, &OneOf<Forwarding>)> = input
         .desired
         .iter()
@@ -338,7 +380,7 @@ fn covering(
     keys
 }
 
-fn one_pair(input: Input, rows: &Rows, key: Key, out: &mut Collected) {
+fn one_pair(input: Input, rows: &Rows, key: Key, out: &mut Collected<'_>) {
     let (frontend, source) = key;
     let exact = rows.table.rows.get(&key);
     let wanted = input.desired.get(&key);
@@ -371,13 +413,7 @@ fn one_pair(input: Input, rows: &Rows, key: Key, out: &mut Collected) {
         .and_then(|w| w.any_of.first())
         .and_then(|f| f.service.as_ref())
         .or(observed.forwarding.service.as_ref());
-    out.rows.push(Row {
-        frontend,
-        source,
-        service: service.cloned(),
-        desired: wanted.cloned(),
-        observed: Some(observed.forwarding.clone()),
-    });
+    out.row(key, service, wanted, Some(&observed.forwarding));
     if let Some(w) = wanted {
         node::api_conflict(key, w, out);
     }
@@ -403,7 +439,7 @@ fn hold_against(
     key: Key,
     wanted: &OneOf<Forwarding>,
     observed: &Observed,
-    out: &mut Collected,
+    out: &mut Collected<'_>,
 ) {
     let o = &observed.forwarding;
     let closest = wanted
@@ -440,7 +476,7 @@ fn hold_against(
 }
 
 /// Something that the rules name and the API does not ask for.
-fn unasked(input: Input, rows: &Rows, key: Key, observed: &Observed, out: &mut Collected) {
+fn unasked(input: Input, rows: &Rows, key: Key, observed: &Observed, out: &mut Collected<'_>) {
     let o = &observed.forwarding;
     // Held against the wildcard that would answer otherwise: the same answer is no difference.
     let wildcard = covering(key.0, key.1, &rows.wildcards.desired)

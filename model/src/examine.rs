@@ -39,9 +39,10 @@ pub struct Pass<'a> {
     pub refreshed: &'a [ServiceName],
     /// What could not be read, besides what `snapshot` says.
     pub gaps: &'a [Gap],
-    /// The comparison that an earlier pass made of the very same `view`, `node`, `profile`,
-    /// `desired` and `snapshot`, to be used again; `None`: something changed.
+    /// The comparison that the last pass made.
     pub compared: Option<&'a Arc<Comparison>>,
+    /// It was made of the very same `view`, `node`, `profile`, `desired` and `snapshot`.
+    pub unchanged: bool,
 }
 
 /// What a pass gives.
@@ -74,8 +75,14 @@ pub fn examine(pass: &Pass, ledger: &mut Ledger) -> Examined {
     } = *pass;
     let programmed = ledger.node.programmed;
     let compared = match pass.compared {
-        Some(earlier) if earlier.programmed_before == programmed => earlier.clone(),
-        _ => Arc::new(compare(desired, snapshot, node, profile, view, programmed)),
+        Some(earlier) if pass.unchanged && earlier.programmed_before == programmed => {
+            earlier.clone()
+        }
+        earlier => {
+            let rows = earlier.map_or(&[][..], |c| &c.rows);
+            let compared = compare(desired, snapshot, node, profile, view, programmed, rows);
+            Arc::new(compared)
+        }
     };
     let total = total(&compared.judged);
 

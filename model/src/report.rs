@@ -1,6 +1,6 @@
 //! What one node says after one pass.
 
-use crate::address::{Frontend, SourceClass};
+use crate::address::{Family, Frontend, SourceClass};
 use crate::capture::{DatapathFound, Gap};
 use crate::finding::Finding;
 use crate::name::{NodeName, ServicePortName};
@@ -215,11 +215,17 @@ pub struct Report {
     pub findings: Vec<Finding>,
     /// What differs and is still given time.
     pub converging: Vec<Finding>,
-    /// Every row.
-    pub rows: Arc<[Row]>,
+    /// Every row, in [`Row::place`]'s order. One that is the same as in the last report is the very
+    /// same.
+    pub rows: Arc<[Arc<Row>]>,
 }
 
 impl Row {
+    /// Its place among the rows of a report, which no other row has.
+    pub fn place(&self) -> (Family, Frontend, SourceClass) {
+        (self.frontend.family(), self.frontend, self.source)
+    }
+
     /// The action that is observed, if it was read.
     pub fn action(&self) -> Option<&Action> {
         self.observed.as_ref().map(|o| &o.action)

@@ -13,7 +13,7 @@ use model::table::{
     Action, Affinity, Backend, Because, Forwarding, Masquerade, OneOf, SourceRanges,
 };
 use model::time::Millis;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
@@ -82,9 +82,56 @@ impl TryFrom<v1::Report> for Report {
             })?,
             findings: each("findings", r.findings, limits::FINDINGS, finding)?,
             converging: each("converging", r.converging, limits::FINDINGS, finding)?,
-            rows: r.rows.into_iter().map(row).collect::<Result<_>>()?,
+            rows: r
+                .rows
+                .into_iter()
+                .map(|r| row(r).map(Arc::new))
+                .collect::<Result<_>>()?,
         })
     }
+}
+
+/// The report that a delta makes of the one before it on the same stream.
+///
+/// # Errors
+/// [`WireError`]; [`WireError::Wrong`] also for a delta of another report than `base`.
+pub fn delta(base: &Report, d: v1::ReportDelta) -> Result<Report> {
+    if d.base_pass != base.pass {
+        return Err(WireError::Wrong {
+            field: "base_pass",
+            why: "it is not the report that came last",
+        });
+    }
+    few("gone", d.gone.len(), limits::ROWS)?;
+    let changed: Report = d.report.ok_or(WireError::Missing("report"))?.try_into()?;
+    let gone: HashSet<(Frontend, SourceClass)> = d
+        .gone
+        .into_iter()
+        .map(|key| {
+            let at = frontend(key.frontend.ok_or(WireError::Missing("gone.frontend"))?)?;
+            Ok((at, source("gone.source", key.source)?))
+        })
+        .collect::<Result<_>>()?;
+    let mut new: BTreeMap<_, Arc<Row>> = changed
+        .rows
+        .iter()
+        .map(|row| (row.place(), row.clone()))
+        .collect();
+    let mut rows: Vec<Arc<Row>> = Vec::with_capacity(base.rows.len() + new.len());
+    for old in base.rows.iter() {
+        if !gone.contains(&(old.frontend, old.source)) {
+            rows.push(new.remove(&old.place()).unwrap_or_else(|| old.clone()));
+        }
+    }
+    if !new.is_empty() {
+        rows.extend(new.into_values());
+        rows.sort_by_key(|row| row.place());
+    }
+    few("rows", rows.len(), limits::ROWS)?;
+    Ok(Report {
+        rows: rows.into(),
+        ..changed
+    })
 }
 
 /// A node's name: not empty, at most 253 bytes.

@@ -13,9 +13,18 @@ use model::time::Millis;
 use prost::Message;
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
 /// A report as it goes over the wire.
 pub fn report(r: &Report) -> v1::Report {
+    v1::Report {
+        rows: r.rows.iter().map(|r| row(r)).collect(),
+        ..head(r)
+    }
+}
+
+/// A report without its rows.
+fn head(r: &Report) -> v1::Report {
     v1::Report {
         node: cut(&r.node.0, limits::NAME_BYTES),
         pass: r.pass,
@@ -60,8 +69,57 @@ pub fn report(r: &Report) -> v1::Report {
             .take(limits::FINDINGS)
             .map(finding)
             .collect(),
-        rows: r.rows.iter().map(row).collect(),
+        rows: Vec::new(),
     }
+}
+
+/// The message that carries what is different from `base`, the report that was sent last. `None`
+/// where a whole report costs about as much, or does not fit either.
+pub fn delta(base: &Report, r: &Report, sent_at: Millis) -> Option<v1::AgentMessage> {
+    if r.rows.len() > limits::ROWS || base.rows.len() > limits::ROWS {
+        return None;
+    }
+    let most = r.rows.len() / 2;
+    let mut before = base.rows.iter().peekable();
+    let (mut changed, mut gone) = (Vec::new(), Vec::new());
+    let mut lost = |r: &Row| {
+        gone.push(v1::RowKey {
+            frontend: Some(frontend(&r.frontend)),
+            source: source(r.source) as i32,
+        });
+    };
+    for new in r.rows.iter() {
+        let place = new.place();
+        while let Some(old) = before.next_if(|old| old.place() < place) {
+            lost(old);
+        }
+        let old = before.next_if(|old| old.place() == place);
+        if !old.is_some_and(|old| Arc::ptr_eq(old, new) || old == new) {
+            changed.push(new);
+            if changed.len() > most {
+                return None;
+            }
+        }
+    }
+    before.for_each(|old| lost(old));
+    if gone.len() > most {
+        return None;
+    }
+    let delta = v1::ReportDelta {
+        base_pass: base.pass,
+        report: Some(v1::Report {
+            rows: changed.into_iter().map(|r| row(r)).collect(),
+            ..head(r)
+        }),
+        gone,
+    };
+    if delta.encoded_len() > limits::MESSAGE_BYTES - 1024 {
+        return None;
+    }
+    Some(v1::AgentMessage {
+        message: Some(v1::agent_message::Message::ReportDelta(delta)),
+        sent_at_ms: sent_at.0,
+    })
 }
 
 /// The report without its rows, and with a gap that says so: for one that is too large for the wire.

@@ -17,6 +17,7 @@ use prost::Message;
 use proto::decode::WireError;
 use proto::v1;
 use std::path::Path;
+use std::sync::Arc;
 
 fn forwarding() -> Forwarding {
     Forwarding {
@@ -150,8 +151,104 @@ fn full() -> Report {
                 None,
             ),
         ]
-        .into(),
+        .into_iter()
+        .map(Arc::new)
+        .collect(),
     }
+}
+
+/// A report of some of 40 rows, each in one of three states, as the numbers say.
+fn some(pass: u64, mut next: impl FnMut(u64) -> u64) -> Report {
+    let mut rows: Vec<Row> = Vec::new();
+    for n in 0..40 {
+        if next(4) == 0 {
+            continue;
+        }
+        let address = match n % 2 {
+            0 => format!("10.96.0.{n}"),
+            _ => format!("fd00::{n}"),
+        };
+        let address = address.parse().unwrap();
+        rows.push(Row {
+            frontend: match n % 5 {
+                0 => Frontend::Address(address),
+                _ => Frontend::port(address, Protocol::Tcp, 80),
+            },
+            source: SourceClass::ALL[n % 3],
+            service: Some(ServicePortName::new("shop", "web", "http")),
+            desired: Some(OneOf::certain(forwarding())),
+            observed: match next(8) {
+                0 => None,
+                1 => Some(Forwarding::without_backends(None, Action::Drop)),
+                _ => Some(forwarding()),
+            },
+        });
+    }
+    rows.sort_by_key(Row::place);
+    Report {
+        pass,
+        rows: rows.into_iter().map(Arc::new).collect(),
+        ..full()
+    }
+}
+
+/// Whatever changes from report to report, what is different makes the new one of the old one, and
+/// goes for a whole report only where it is smaller.
+#[test]
+fn a_delta_makes_the_new_report_of_the_old_one() {
+    let seed = std::env::var("SEED").ok().and_then(|s| s.parse().ok());
+    let mut state: u64 = seed.unwrap_or(20_251_125);
+    println!("seed {state}");
+    let mut next = move |n: u64| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state % n
+    };
+    let (mut deltas, mut wholes) = (0, 0);
+    for _ in 0..2_000 {
+        let old = some(7, &mut next);
+        let mut new = some(8, &mut next);
+        // Mostly the same rows.
+        if next(4) > 0 {
+            let mut rows = old.rows.to_vec();
+            for _ in 0..next(6) {
+                let at = next(rows.len() as u64) as usize;
+                match next(2) {
+                    0 => drop(rows.remove(at)),
+                    _ => Arc::make_mut(&mut rows[at]).observed = None,
+                }
+            }
+            rows.extend(new.rows.iter().take(2).cloned());
+            rows.sort_by_key(|r| r.place());
+            rows.dedup_by_key(|r| r.place());
+            new.rows = rows.into();
+        }
+        let Some(message) = proto::encode::delta(&old, &new, Millis(1)) else {
+            wholes += 1;
+            continue;
+        };
+        let whole = proto::encode::message(&new, Millis(1)).encoded_len();
+        assert!(message.encoded_len() < whole + 40 * old.rows.len());
+        let bytes = message.encode_to_vec();
+        let message = v1::AgentMessage::decode(&*bytes).unwrap();
+        let Some(v1::agent_message::Message::ReportDelta(delta)) = message.message else {
+            panic!("no delta")
+        };
+        assert_eq!(proto::decode::delta(&old, delta.clone()).unwrap(), new);
+        // Of another report it makes nothing.
+        let other = Report { pass: 6, ..old };
+        assert!(matches!(
+            proto::decode::delta(&other, delta),
+            Err(WireError::Wrong {
+                field: "base_pass",
+                ..
+            })
+        ));
+        deltas += 1;
+    }
+    println!("{deltas} deltas, {wholes} whole reports");
+    assert!(deltas > 500 && wholes > 100);
 }
 
 fn message(report: &Report) -> v1::AgentMessage {

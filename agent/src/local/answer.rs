@@ -387,7 +387,7 @@ fn one(report: &Report, data: Data, service: &ServiceName, text: bool, now: Mill
     let mine = || {
         let own =
             |r: &&model::report::Row| r.service.as_ref().is_some_and(|s| s.service == *service);
-        report.rows.iter().filter(own)
+        report.rows.iter().map(|row| &**row).filter(own)
     };
     let findings = concerning(&report.findings, service);
     let converging = concerning(&report.converging, service);

@@ -158,7 +158,7 @@ pub fn rows<'a>(said: &'a Said, service: &ServiceName) -> impl Iterator<Item = &
         .unwrap_or_default();
     positions
         .iter()
-        .filter_map(|i| said.report.rows.get(*i))
+        .filter_map(|i| said.report.rows.get(*i).map(|row| &**row))
         .collect::<Vec<_>>()
         .into_iter()
 }

@@ -62,7 +62,7 @@ pub fn named(node: &str, services: &[(&str, &str)]) -> Report {
         gaps: vec![],
         findings: vec![],
         converging: vec![],
-        rows: ports.flat_map(|p| rows(&p)).collect(),
+        rows: ports.flat_map(|p| rows(&p)).map(Arc::new).collect(),
     }
 }
 
@@ -71,12 +71,15 @@ pub fn agrees(node: &str) -> Report {
     named(node, &[("shop", "web")])
 }
 
+fn row_mut(r: &mut Report, at: usize) -> &mut Row {
+    Arc::make_mut(&mut Arc::make_mut(&mut r.rows)[at])
+}
+
 /// A node that sends Pods to a backend that is not offered.
 pub fn drifted(node: &str) -> Report {
     let mut r = agrees(node);
     let service = ServicePortName::new("shop", "web", "http");
-    Arc::make_mut(&mut r.rows)[0].observed =
-        Some(forward(&service, &["10.244.1.5:8080", "10.244.9.9:8080"]));
+    row_mut(&mut r, 0).observed = Some(forward(&service, &["10.244.1.5:8080", "10.244.9.9:8080"]));
     r.findings.push(Finding {
         kind: FindingKind::StaleBackend,
         severity: Severity::Critical,
@@ -113,7 +116,7 @@ pub fn whole_node(node: &str) -> Report {
     f.says = "no hook leads to the datapath's rules".into();
     f.absorbs = 1;
     for row in Arc::make_mut(&mut r.rows) {
-        row.observed = Some(Forwarding::without_backends(None, Action::None));
+        Arc::make_mut(row).observed = Some(Forwarding::without_backends(None, Action::None));
     }
     r
 }
@@ -135,9 +138,9 @@ pub fn evil() -> Report {
         why: BAD.into(),
     });
     for row in Arc::make_mut(&mut r.rows) {
-        row.service = Some(service.clone());
+        Arc::make_mut(row).service = Some(service.clone());
     }
-    Arc::make_mut(&mut r.rows)[1].observed = Some(Forwarding::without_backends(
+    row_mut(&mut r, 1).observed = Some(Forwarding::without_backends(
         None,
         Action::Unknown(BAD.into()),
     ));

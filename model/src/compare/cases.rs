@@ -9,7 +9,15 @@ use crate::table::{Affinity, Masquerade, SourceRanges};
 use std::sync::Arc;
 
 fn compared(w: &World) -> Comparison {
-    compare(&w.desired, &w.snapshot, &w.node, &w.profile, &w.view, false)
+    compare(
+        &w.desired,
+        &w.snapshot,
+        &w.node,
+        &w.profile,
+        &w.view,
+        false,
+        &[],
+    )
 }
 
 fn kinds(w: &World) -> Vec<FindingKind> {
@@ -435,7 +443,15 @@ fn a_table_that_is_gone_says_so() {
         assert!(c.differences.is_empty());
         assert_eq!(c.judged.unknown_reasons[&NotJudged::NoDatapath], 3);
         // Unless they were seen before.
-        let c = compare(&w.desired, &w.snapshot, &w.node, &w.profile, &w.view, true);
+        let c = compare(
+            &w.desired,
+            &w.snapshot,
+            &w.node,
+            &w.profile,
+            &w.view,
+            true,
+            &[],
+        );
         assert_eq!(c.differences[0].fact.kind, FindingKind::HooksMissing);
     }
     w.snapshot.datapaths.clear();

@@ -6,7 +6,7 @@ use crate::capture::{Gap, Hook};
 use crate::finding::{Difference, Evidence, Fact, FindingKind, Severity};
 use crate::limits::EVIDENCE_PER_ROW;
 use crate::profile::ProxyMode;
-use crate::report::{NotJudged, Row};
+use crate::report::NotJudged;
 use crate::table::{Forwarding, ForwardingTable, Key, Observed, OneOf};
 use std::collections::BTreeSet;
 
@@ -25,18 +25,12 @@ fn node_fact(kind: FindingKind, family: Option<Family>) -> Fact {
 pub(super) fn not_judged(
     wanted: &[(&Key, &OneOf<Forwarding>)],
     why: NotJudged,
-    out: &mut Collected,
+    out: &mut Collected<'_>,
 ) {
-    for ((frontend, source), w) in wanted {
-        let service = w.any_of.first().and_then(|f| f.service.clone());
-        out.not(why, service.as_ref());
-        out.rows.push(Row {
-            frontend: *frontend,
-            source: *source,
-            service,
-            desired: Some((*w).clone()),
-            observed: None,
-        });
+    for (key, w) in wanted {
+        let service = w.any_of.first().and_then(|f| f.service.as_ref());
+        out.not(why, service);
+        out.row(**key, service, Some(w), None);
     }
 }
 
@@ -45,7 +39,7 @@ pub(super) fn unreadable(
     wanted: &[(&Key, &OneOf<Forwarding>)],
     family: Family,
     gap: Option<&Gap>,
-    out: &mut Collected,
+    out: &mut Collected<'_>,
 ) {
     if wanted.is_empty() {
         return;
@@ -71,7 +65,7 @@ pub(super) fn unreadable(
 }
 
 /// Expressions in the datapath's own rules that were not understood.
-pub(super) fn unknown_own_rules(input: Input, out: &mut Collected) {
+pub(super) fn unknown_own_rules(input: Input, out: &mut Collected<'_>) {
     let unknown = &input.snapshot.coverage.unknown_in_own_rules;
     let Some(first) = unknown.first() else { return };
     let mut fact = node_fact(FindingKind::Unreadable, None);
@@ -100,7 +94,7 @@ pub(super) fn foreign_rule(
     observed: &Observed,
     answer: &Forwarding,
     facts: BTreeSet<Fact>,
-    out: &mut Collected,
+    out: &mut Collected<'_>,
 ) {
     let rule = deciding(observed, answer);
     let mut fact = node_fact(FindingKind::ForeignRule, None);
@@ -146,7 +140,7 @@ fn deciding(observed: &Observed, answer: &Forwarding) -> Evidence {
 }
 
 /// Two Services claim one frontend: worth knowing, and no difference.
-pub(super) fn api_conflict(key: Key, wanted: &OneOf<Forwarding>, out: &mut Collected) {
+pub(super) fn api_conflict(key: Key, wanted: &OneOf<Forwarding>, out: &mut Collected<'_>) {
     if !is_conflict(wanted) {
         return;
     }
@@ -206,7 +200,7 @@ pub(super) fn hooks(
     family: Family,
     table: &ForwardingTable,
     before: &BTreeSet<Fact>,
-    out: &mut Collected,
+    out: &mut Collected<'_>,
 ) {
     let all: Vec<&Hook> = input
         .snapshot

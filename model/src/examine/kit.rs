@@ -3,6 +3,7 @@
 use super::{Examined, Pass, examine};
 use crate::address::{Family, Frontend, SourceClass};
 use crate::capture::{Coverage, DatapathFound, DatapathState, Hook, Reading, Snapshot};
+use crate::compare::Comparison;
 use crate::finding::{Evidence, FindingKind};
 use crate::name::{ServiceName, ServicePortName};
 use crate::profile::{
@@ -18,6 +19,7 @@ use crate::table::{
 use crate::time::{Millis, Mono, Now};
 use crate::view::{Change, ClusterView, LocalAddress, Node, NodeView};
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 pub(crate) const WEB: &str = "10.96.0.10:80/TCP";
 pub(crate) const A: &str = "10.244.1.5:8080";
@@ -91,6 +93,7 @@ pub(crate) struct World {
     pub now: Now,
     pub pass: u64,
     pub ledger: Ledger,
+    pub compared: Option<Arc<Comparison>>,
 }
 
 impl World {
@@ -162,6 +165,7 @@ impl World {
             now,
             pass: 0,
             ledger: Ledger::default(),
+            compared: None,
         };
         let times = SyncTimes {
             last_sync_end: Some(now.wall.0 - 600_000),
@@ -272,16 +276,26 @@ impl World {
             snapshot: &self.snapshot,
             refreshed: &refreshed,
             gaps: &[],
-            compared: None,
+            compared: self.compared.as_ref(),
+            unchanged: false,
         };
         // Whoever uses the comparison again gets the same.
         let mut ledger = self.ledger.clone();
         let examined = examine(&pass, &mut self.ledger);
         let again = Pass {
             compared: Some(&examined.compared),
+            unchanged: true,
             ..pass
         };
+        let mut other = ledger.clone();
         assert_eq!(examine(&again, &mut ledger).report, examined.report);
+        // And so does whoever has none.
+        let anew = Pass {
+            compared: None,
+            ..pass
+        };
+        assert_eq!(examine(&anew, &mut other).report, examined.report);
+        self.compared = Some(examined.compared.clone());
         examined
     }
 

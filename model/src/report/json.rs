@@ -11,6 +11,7 @@ use ipnet::IpNet;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 /// `2026-11-25T12:43:48.120Z` (RFC 3339, UTC). Milliseconds are left out where they are 0.
 pub fn rfc3339(at: Millis) -> String {
@@ -276,7 +277,7 @@ impl<'a> AnswerJson<'a> {
 }
 
 /// The JSON of `table`. A frontend that nothing happens to from any source has no row.
-pub fn table_json(rows: &[Row], side: Side) -> TableJson<'_> {
+pub fn table_json(rows: &[Arc<Row>], side: Side) -> TableJson<'_> {
     let mut frontends: BTreeMap<Frontend, BTreeMap<SourceClass, &Row>> = BTreeMap::new();
     for row in rows {
         let says_something = match side {

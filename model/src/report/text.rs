@@ -5,6 +5,7 @@ use super::words::{clean, thousands};
 use super::{Report, Row};
 use crate::finding::Finding;
 use std::fmt::Write;
+use std::sync::Arc;
 
 fn aligned(header: &[&str], rows: &[Vec<String>]) -> String {
     let mut widths: Vec<usize> = header.iter().map(|h| h.chars().count()).collect();
@@ -159,7 +160,7 @@ fn answer_cells(a: &AnswerJson) -> [String; 5] {
 }
 
 /// What `table --output text` prints.
-pub fn table_text(rows: &[Row], side: Side) -> String {
+pub fn table_text(rows: &[Arc<Row>], side: Side) -> String {
     let table = table_json(rows, side);
     let header = [
         "FRONTEND",

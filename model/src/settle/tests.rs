@@ -475,7 +475,15 @@ fn order_and_repetition_do_not_matter() {
     let mut seed = 0x9e37_79b9_u64;
     for pass in 1..=50 {
         w.wait(2_000);
-        let compared = compare(&w.desired, &w.snapshot, &w.node, &w.profile, &w.view, true);
+        let compared = compare(
+            &w.desired,
+            &w.snapshot,
+            &w.node,
+            &w.profile,
+            &w.view,
+            true,
+            &[],
+        );
         let context = Context {
             pass,
             view: &w.view,

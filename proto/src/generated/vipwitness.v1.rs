@@ -5,7 +5,7 @@ pub struct AgentMessage {
     /// sent it gives the age of the data without two clocks having to agree.
     #[prost(uint64, tag = "15")]
     pub sent_at_ms: u64,
-    #[prost(oneof = "agent_message::Message", tags = "1, 2, 3, 5")]
+    #[prost(oneof = "agent_message::Message", tags = "1, 2, 3, 4, 5")]
     pub message: ::core::option::Option<agent_message::Message>,
 }
 /// Nested message and enum types in `AgentMessage`.
@@ -18,6 +18,9 @@ pub mod agent_message {
         Report(super::Report),
         #[prost(message, tag = "3")]
         Heartbeat(super::Heartbeat),
+        /// Only to an aggregator whose Welcome takes it.
+        #[prost(message, tag = "4")]
+        ReportDelta(super::ReportDelta),
         #[prost(message, tag = "5")]
         InspectAnswer(super::InspectAnswer),
     }
@@ -55,6 +58,8 @@ pub struct Welcome {
     pub aggregator_version: ::prost::alloc::string::String,
     #[prost(uint32, tag = "2")]
     pub wire_version: u32,
+    #[prost(bool, tag = "3")]
+    pub takes_deltas: bool,
 }
 /// The report of this pass was taken in.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -74,6 +79,26 @@ pub struct Heartbeat {
     pub took_ms: u64,
     #[prost(uint64, optional, tag = "4")]
     pub api_as_of_ms: ::core::option::Option<u64>,
+}
+/// What is different from the Report or ReportDelta that was sent last on this stream.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ReportDelta {
+    /// The pass of the one that was sent last.
+    #[prost(uint64, tag = "1")]
+    pub base_pass: u64,
+    /// The new report, with those of its rows only that are new or different.
+    #[prost(message, optional, tag = "2")]
+    pub report: ::core::option::Option<Report>,
+    /// Rows that are no longer there.
+    #[prost(message, repeated, tag = "3")]
+    pub gone: ::prost::alloc::vec::Vec<RowKey>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RowKey {
+    #[prost(message, optional, tag = "1")]
+    pub frontend: ::core::option::Option<Frontend>,
+    #[prost(enumeration = "Source", tag = "2")]
+    pub source: i32,
 }
 /// Asks for a fresh look at one Service.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

@@ -337,6 +337,7 @@ impl Looker {
                 refreshed: &[],
                 gaps: &[],
                 compared: compared.as_ref(),
+                unchanged: compared.is_some(),
             },
             &mut self.ledger,
         );

@@ -60,11 +60,12 @@ fn report() -> Report {
             recurring: false,
             because: "seen once".into(),
         }],
-        rows: vec![
+        rows: [
             row(port("shop", "web"), "10.244.9.9:8080"),
             row(port("test", "web"), "10.244.1.5:8080"),
             row(port("shop", "cart"), "10.244.1.5:8080"),
         ]
+        .map(Arc::new)
         .into(),
     }
 }
