@@ -7,8 +7,8 @@ use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
+use std::process::{Command, Output, Stdio};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Arc, LazyLock, Mutex};
 use std::time::{Duration, Instant};
 
@@ -389,68 +389,88 @@ fn hostile_comments_of_iptables_rules_reach_no_terminal() {
     }
 }
 
-/// Another program replaces all of `service-ips`, again and again, each time in one transaction: at
-/// every moment the rules are right, and every reading that mixes two moments is wrong.
+/// Another program gives a Service's rules to another chain and sends its address there, in one
+/// transaction, and back again, a hundred times a second: at every moment the rules are right, and
+/// every reading that mixes two moments sends the address to a chain without rules.
 #[test]
 fn rules_that_change_under_the_reading_give_no_finding() {
     let Some(node) = Loaded::new(Version::V1_37, Mode::Nftables) else {
         return;
     };
-    let listed = node
-        .netns()
-        .run("nft", ["list", "map", "ip", "kube-proxy", "service-ips"])
-        .unwrap();
-    let elements = listed
-        .split_once("elements = {")
-        .unwrap()
-        .1
-        .split_once('}')
-        .unwrap()
-        .0;
-    let again = format!(
-        "flush map ip kube-proxy service-ips\nadd element ip kube-proxy service-ips {{ {elements} }}\n"
-    );
-    let (stop, writes) = (AtomicBool::new(false), AtomicU32::new(0));
-    let (mut judged, mut torn) = (0, 0);
-    std::thread::scope(|scope| {
-        for _ in 0..2 {
-            scope.spawn(|| {
-                while !stop.load(Ordering::Relaxed) {
-                    // Two writers may meet; that one of them has to yield changes nothing.
-                    if node
-                        .netns()
-                        .run_with_input("nft", ["-f", "-"], &again)
-                        .is_ok()
-                    {
-                        writes.fetch_add(1, Ordering::Relaxed);
-                    }
-                }
-            });
+    let chains = [
+        "service-KHN6ECMT-shop/web/tcp/http",
+        "service-ZZZZZZZZ-shop/web/tcp/http",
+    ];
+    let swap = |from: &str, to: &str| {
+        let (at, rule) = (
+            "10.96.10.10 . tcp . 80",
+            "meta l4proto tcp dnat ip addr . port to numgen random mod 2 map { 0 : 10.244.100.10 . 8080 , 1 : 10.244.100.20 . 8080 }",
+        );
+        [
+            format!("flush chain ip kube-proxy {from}"),
+            format!("add rule ip kube-proxy {to} {rule}"),
+            format!("delete element ip kube-proxy service-ips {{ {at} }}"),
+            format!("add element ip kube-proxy service-ips {{ {at} : goto {to} }}"),
+        ]
+        .join("; ")
+    };
+    // Many rules between the chains and the map: a whole reading takes longer than a transaction.
+    let mut more = format!("add chain ip kube-proxy {}\n", chains[1]);
+    for i in 0..200 {
+        more += &format!("add chain ip kube-proxy unused{i}\n");
+        for j in 0..50 {
+            more += &format!("add rule ip kube-proxy unused{i} ip daddr 192.0.2.{j} drop\n");
         }
-        let all: Vec<Asked> = (0..4)
-            .map(|_| node.check(&["--output", "json", "--wait", "2s"]))
+    }
+    let netns = node.netns();
+    netns.run_with_input("nft", ["-f", "-"], &more).unwrap();
+
+    // Each line that nft is given in this way is one transaction.
+    let home = Folder::create("writer").unwrap();
+    let mut writer = netns.command("nft", ["-i"]);
+    writer.env("HOME", home.path()).stdin(Stdio::piped());
+    writer.stdout(Stdio::null()).stderr(Stdio::piped());
+    let mut writer = writer.spawn().unwrap();
+    let mut lines = writer.stdin.take().unwrap();
+    let stop = AtomicBool::new(false);
+    let (mut judged, mut torn) = (0, 0);
+    let writes = std::thread::scope(|scope| {
+        let writes = scope.spawn(|| {
+            let mut writes = 0;
+            while !stop.load(Ordering::Relaxed) {
+                let to = (writes + 1) % 2;
+                writeln!(lines, "{}", swap(chains[writes % 2], chains[to])).unwrap();
+                writes += 1;
+                // A whole reading takes longer, and reading once more what was changed does not.
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            drop(lines);
+            writes
+        });
+        let all: Vec<Asked> = (0..8)
+            .map(|_| node.check(&["--output", "json", "--wait", "0s"]))
             .collect();
         stop.store(true, Ordering::Relaxed);
         for asked in all {
             let json = asked.json();
-            assert_eq!(json["findings"], json!([]), "{json:#}");
             assert_eq!(json["converging"], json!([]), "{json:#}");
             if asked.code == 0 {
                 judged += 1;
+                assert_eq!(json["findings"], json!([]), "{json:#}");
                 assert!(json["judged"]["pairs"].as_u64().unwrap() > 0, "{json:#}");
             } else {
                 torn += 1;
+                assert!(kinds(&json).iter().all(|k| *k == "unreadable"), "{json:#}");
                 assert_eq!(asked.code, 2, "{json:#}");
                 assert!(json["gaps"].to_string().contains("torn"), "{json:#}");
             }
         }
+        writes.join().unwrap()
     });
-    let writes = writes.into_inner();
+    let said = writer.wait_with_output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&said.stderr), "");
     println!("{writes} transactions: {judged} checks judged, {torn} said torn");
-    assert!(
-        writes > 20,
-        "only {writes} transactions: nothing was disturbed"
-    );
+    assert!(writes > 200 && judged > 0, "nothing was put to the proof");
     let asked = node.check(&["--output", "json"]);
     assert_eq!(asked.code, 0, "after the storm: {}", asked.stdout);
 }
