@@ -369,7 +369,7 @@ pub fn faults_are_real(laboratory: &mut Laboratory) -> Result<String> {
                 let netns = station.node.netns();
                 let mut text = netns.run("nft", ["list", "ruleset", "ip"])?;
                 if station.proxy.spec().mode == Mode::IptablesLegacy {
-                    text = netns.run("iptables-legacy-save", [""; 0])?;
+                    text += &netns.run("iptables-legacy-save", [""; 0])?;
                 }
                 // A set of clients comes and goes by itself; dates and counters of chains change.
                 let own = |line: &&str| !line.contains("expires") && !line.starts_with(['#', ':']);
