@@ -2,19 +2,20 @@
 //! no agent reports a difference that is none. Meanwhile rules are damaged: what kube-proxy does not
 //! repair is found.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use hyper::Method;
 use rand::seq::IndexedRandom as _;
 use rand::{Rng as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
 use serde_json::{Value, json};
 
-use crate::api::{self, Call};
+use crate::api::{self, Api, Call};
 use crate::faults::{self, DURING_CHURN, Fault, agents, findings, on_all};
-use crate::faults_plant::{Repair, plant};
+use crate::faults_plant::Lasting;
 use crate::laboratory::Laboratory;
 use crate::oracle::{self, brief, setting};
 
@@ -45,7 +46,7 @@ struct Planted {
 /// How it goes on one node.
 struct OnNode {
     name: String,
-    repair: Repair,
+    damage: Lasting,
     found: Option<Duration>,
     /// kube-proxy put it right itself.
     repaired: Option<Duration>,
@@ -53,18 +54,18 @@ struct OnNode {
 }
 
 impl Planted {
-    fn on(laboratory: &Laboratory, fault: &'static Fault) -> Result<Planted> {
-        let nodes = on_all(laboratory, |station| {
-            let repair = Repair::of(station, fault.damage)?;
-            plant(station, fault.damage)?;
-            Ok(OnNode {
+    fn on(laboratory: &Laboratory, fault: &'static Fault, damage: Vec<Lasting>) -> Result<Planted> {
+        let mut nodes = Vec::new();
+        for (station, damage) in laboratory.stations.iter().zip(damage) {
+            damage.plant(station)?;
+            nodes.push(OnNode {
                 name: station.node.name().to_owned(),
-                repair,
+                damage,
                 found: None,
                 repaired: None,
                 cleared: None,
-            })
-        })?;
+            });
+        }
         Ok(Planted {
             fault,
             since: Instant::now(),
@@ -87,7 +88,7 @@ impl Planted {
                 let of = |n: &&OnNode| n.name == station.node.name();
                 match nodes.iter().find(of) {
                     Some(n) if look && n.found.is_none() && n.repaired.is_none() => {
-                        n.repair.is_needed(station)
+                        n.damage.is_needed(station)
                     }
                     _ => Ok(true),
                 }
@@ -116,7 +117,7 @@ impl Planted {
                 on_all(laboratory, |station| {
                     let of = |n: &&OnNode| n.name == station.node.name();
                     match nodes.iter().find(of) {
-                        Some(n) if n.repair.is_needed(station)? => n.repair.undo(station),
+                        Some(n) if n.damage.is_needed(station)? => n.damage.undo(station),
                         _ => Ok(()),
                     }
                 })?;
@@ -179,10 +180,185 @@ pub fn churn_is_not_drift(laboratory: &mut Laboratory) -> Result<String> {
     agents(laboratory)?;
     let seed = setting("LAB_SEED", generated.seed);
     let time = Duration::from_secs(setting("LAB_CHURN_SECONDS", 180));
-    let mut random = ChaCha8Rng::seed_from_u64(seed);
+    println!(
+        "\nseed {seed}: {RATE} changes a second for {} s",
+        time.as_secs()
+    );
+    let mut watching = Watching::new(laboratory);
+    let mut coming = lasting(laboratory)?;
+    let random = ChaCha8Rng::seed_from_u64(seed);
+    watching.segment(laboratory, time, &mut coming, |over| {
+        change(laboratory, &generated.slices, random, over)
+    })?;
+    if !coming.is_empty() {
+        let seconds = time.as_secs();
+        watching
+            .wrong
+            .push(format!("{seconds} s were too short for all faults"));
+    }
+    let says = watching.end()?;
+    faults::clear(laboratory)?;
+    oracle::clear(laboratory)?;
+    Ok(says)
+}
+
+/// A damage made ready for every node.
+pub(crate) type Coming = VecDeque<(&'static Fault, Vec<Lasting>)>;
+
+/// Everything that can be planted while kube-proxies write.
+pub(crate) fn lasting(laboratory: &Laboratory) -> Result<Coming> {
+    let mut coming = Coming::new();
+    for damage in DURING_CHURN {
+        let fault = Fault::of(damage).context("a line of the table of faults")?;
+        coming.push_back((
+            fault,
+            on_all(laboratory, |station| Lasting::of(station, damage))?,
+        ));
+    }
+    Ok(coming)
+}
+
+/// What is seen of all nodes while things change.
+pub(crate) struct Watching {
+    passes: BTreeMap<String, Passes>,
+    pub(crate) wrong: Vec<String>,
+    found: usize,
+    repaired: usize,
+    sent: u64,
+    slowest: Duration,
+    watched: Duration,
+}
+
+impl Watching {
+    pub(crate) fn new(laboratory: &Laboratory) -> Watching {
+        let whole = || Passes {
+            least_judged: 1.0,
+            ..Passes::default()
+        };
+        let nodes = laboratory.nodes().into_iter();
+        Watching {
+            passes: nodes
+                .map(|node| (node.name().to_owned(), whole()))
+                .collect(),
+            wrong: Vec::new(),
+            found: 0,
+            repaired: 0,
+            sent: 0,
+            slowest: Duration::ZERO,
+            watched: Duration::ZERO,
+        }
+    }
+
+    /// Looks at all nodes for `time`, while `write` changes things, and plants what is coming.
+    pub(crate) fn segment(
+        &mut self,
+        laboratory: &Laboratory,
+        time: Duration,
+        coming: &mut Coming,
+        write: impl FnOnce(&AtomicBool) -> Result<(u64, Duration)> + Send,
+    ) -> Result<()> {
+        let start = Instant::now();
+        let over = AtomicBool::new(false);
+        let mut planted: Option<Planted> = None;
+        let (sent, slowest) = std::thread::scope(|scope| {
+            let writer = scope.spawn(|| write(&over));
+            let looked = (|| -> Result<()> {
+                // What is planted is seen to its end.
+                while !writer.is_finished() && (start.elapsed() < time || planted.is_some()) {
+                    for (node, seen) in &mut self.passes {
+                        watch(laboratory, node, seen, planted.as_ref(), &mut self.wrong)?;
+                    }
+                    let done = match &mut planted {
+                        Some(now) => now.step(laboratory, &mut self.wrong)?,
+                        None => false,
+                    };
+                    match &planted {
+                        None if start.elapsed() > FIRST_FAULT && start.elapsed() < time => {
+                            if let Some((fault, damage)) = coming.pop_front() {
+                                planted = Some(Planted::on(laboratory, fault, damage)?);
+                            }
+                        }
+                        Some(now) if done => {
+                            let found = now.nodes.iter().filter(|n| n.found.is_some()).count();
+                            self.found += found;
+                            self.repaired += now.nodes.len() - found;
+                            planted = None;
+                        }
+                        _ => {}
+                    }
+                    std::thread::sleep(Duration::from_millis(100));
+                }
+                Ok(())
+            })();
+            over.store(true, Ordering::Relaxed);
+            let written = match writer.join() {
+                Ok(written) => written?,
+                Err(panic) => std::panic::resume_unwind(panic),
+            };
+            looked.map(|()| written)
+        })?;
+        self.sent += sent;
+        self.slowest = self.slowest.max(slowest);
+        self.watched += start.elapsed();
+        Ok(())
+    }
+
+    /// Prints the table, and says whether anything was wrong.
+    pub(crate) fn end(mut self) -> Result<String> {
+        println!(
+            "{} changes; the slowest batch took {:.1} s",
+            self.sent,
+            self.slowest.as_secs_f32()
+        );
+        println!(
+            "{:<22} {:>7} {:>8} {:>13} {:>16}",
+            "node", "passes", "pairs", "least judged", "most converging"
+        );
+        for (node, seen) in &self.passes {
+            println!(
+                "{node:<22} {:>7} {:>8} {:>12.2}% {:>7} ({:.2}%)",
+                seen.count,
+                seen.pairs,
+                seen.least_judged * 100.0,
+                seen.most_converging,
+                seen.most_converging as f64 * 100.0 / seen.pairs.max(1) as f64
+            );
+            if seen.least_judged < JUDGED_SHARE {
+                self.wrong.push(format!(
+                    "{node}: {:.2} % judged in a pass",
+                    seen.least_judged * 100.0
+                ));
+            }
+            if seen.count < 3 {
+                self.wrong
+                    .push(format!("{node}: only {} passes", seen.count));
+            }
+        }
+        if !self.wrong.is_empty() {
+            bail!("{}", self.wrong.join("\n"));
+        }
+        Ok(format!(
+            "{} changes in {} s, no false finding on {} nodes; {} faults found, {} repaired by \
+             kube-proxy first",
+            self.sent,
+            self.watched.as_secs(),
+            self.passes.len(),
+            self.found,
+            self.repaired
+        ))
+    }
+}
+
+/// Changes endpoints until it is over; how many changes were made, and how long the slowest batch of
+/// them took.
+fn change(
+    laboratory: &Laboratory,
+    slices: &[Value],
+    mut random: ChaCha8Rng,
+    over: &AtomicBool,
+) -> Result<(u64, Duration)> {
     // Slices that Services of kube-proxy use, with an endpoint at least.
-    let slices: Vec<&Value> = generated
-        .slices
+    let slices: Vec<&Value> = slices
         .iter()
         .filter(|slice| slice["addressType"] != "FQDN")
         .filter(|slice| {
@@ -191,121 +367,14 @@ pub fn churn_is_not_drift(laboratory: &mut Laboratory) -> Result<String> {
                 .is_some_and(|list| !list.is_empty())
         })
         .collect();
-    let nodes: Vec<String> = laboratory
-        .nodes()
-        .iter()
-        .map(|node| node.name().to_owned())
-        .collect();
-    let mut passes: BTreeMap<String, Passes> = nodes
-        .iter()
-        .map(|node| {
-            (
-                node.clone(),
-                Passes {
-                    least_judged: 1.0,
-                    ..Passes::default()
-                },
-            )
+    steadily(&laboratory.cluster.api, RATE, over, || {
+        let slice = slices.choose(&mut random)?;
+        Some(Call {
+            method: Method::PATCH,
+            path: api::path(slice).ok()?,
+            body: Some(json!({"endpoints": changed(&mut random, &slice["endpoints"])})),
         })
-        .collect();
-    let mut wrong: Vec<String> = Vec::new();
-    println!(
-        "\nseed {seed}: {RATE} changes a second for {} s",
-        time.as_secs()
-    );
-    let mut coming = DURING_CHURN.iter();
-    let mut planted: Option<Planted> = None;
-    let mut repaired = 0;
-    let mut found = 0;
-    let start = Instant::now();
-    let (mut sent, mut late) = (0, Duration::ZERO);
-    while start.elapsed() < time {
-        let due = u64::try_from(start.elapsed().as_millis())? * RATE / 1000;
-        let calls: Vec<Call> = (sent..due)
-            .filter_map(|_| {
-                let slice = slices.choose(&mut random)?;
-                Some(Call {
-                    method: Method::PATCH,
-                    path: api::path(slice).ok()?,
-                    body: Some(json!({"endpoints": changed(&mut random, &slice["endpoints"])})),
-                })
-            })
-            .collect();
-        sent = due;
-        let before = Instant::now();
-        for answer in laboratory.cluster.api.call_all(calls) {
-            answer?;
-        }
-        late = late.max(before.elapsed());
-        for node in &nodes {
-            let Some(seen) = passes.get_mut(node) else {
-                continue;
-            };
-            watch(laboratory, node, seen, planted.as_ref(), &mut wrong)?;
-        }
-        let over = match &mut planted {
-            Some(now) => now.step(laboratory, &mut wrong)?,
-            None => false,
-        };
-        match &planted {
-            None if start.elapsed() > FIRST_FAULT => {
-                if let Some(fault) = coming.next().and_then(|d| Fault::of(*d)) {
-                    planted = Some(Planted::on(laboratory, fault)?);
-                }
-            }
-            Some(now) if over => {
-                found += now.nodes.iter().filter(|n| n.found.is_some()).count();
-                repaired += now.nodes.iter().filter(|n| n.found.is_none()).count();
-                planted = None;
-            }
-            _ => {}
-        }
-        std::thread::sleep(Duration::from_millis(100));
-    }
-    if planted.is_some() || coming.next().is_some() {
-        wrong.push(format!(
-            "{} s were too short for all faults",
-            time.as_secs()
-        ));
-    }
-    println!(
-        "{sent} changes; the slowest batch took {:.1} s",
-        late.as_secs_f32()
-    );
-    println!(
-        "{:<18} {:>7} {:>8} {:>13} {:>16}",
-        "node", "passes", "pairs", "least judged", "most converging"
-    );
-    for (node, seen) in &passes {
-        println!(
-            "{node:<18} {:>7} {:>8} {:>12.2}% {:>7} ({:.2}%)",
-            seen.count,
-            seen.pairs,
-            seen.least_judged * 100.0,
-            seen.most_converging,
-            seen.most_converging as f64 * 100.0 / seen.pairs.max(1) as f64
-        );
-        if seen.least_judged < JUDGED_SHARE {
-            wrong.push(format!(
-                "{node}: {:.2} % judged in a pass",
-                seen.least_judged * 100.0
-            ));
-        }
-        if seen.count < 3 {
-            wrong.push(format!("{node}: only {} passes", seen.count));
-        }
-    }
-    if !wrong.is_empty() {
-        bail!("{}", wrong.join("\n"));
-    }
-    faults::clear(laboratory)?;
-    oracle::clear(laboratory)?;
-    Ok(format!(
-        "{sent} changes in {} s, no false finding on {} nodes; {found} faults found, {repaired} \
-         repaired by kube-proxy first",
-        time.as_secs(),
-        nodes.len()
-    ))
+    })
 }
 
 /// Takes in a node's newest report.
@@ -341,9 +410,32 @@ fn watch(
     Ok(())
 }
 
+/// Sends changes at a steady rate until it is over: how many, and how long the slowest batch took.
+pub(crate) fn steadily(
+    api: &Api,
+    rate: u64,
+    over: &AtomicBool,
+    mut next: impl FnMut() -> Option<Call>,
+) -> Result<(u64, Duration)> {
+    let start = Instant::now();
+    let (mut sent, mut slowest) = (0, Duration::ZERO);
+    while !over.load(Ordering::Relaxed) {
+        let due = u64::try_from(start.elapsed().as_millis())? * rate / 1000;
+        let calls: Vec<Call> = (sent..due).filter_map(|_| next()).collect();
+        sent = due;
+        let before = Instant::now();
+        for answer in api.call_all(calls) {
+            answer?;
+        }
+        slowest = slowest.max(before.elapsed());
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    Ok((sent, slowest))
+}
+
 /// The same endpoints with one taken away, made unready, or made to terminate; now and then as
 /// they were generated.
-fn changed(random: &mut ChaCha8Rng, endpoints: &Value) -> Value {
+pub(crate) fn changed(random: &mut ChaCha8Rng, endpoints: &Value) -> Value {
     let mut list = endpoints.as_array().cloned().unwrap_or_default();
     let index = random.random_range(0..list.len().max(1));
     match random.random_range(0..4) {

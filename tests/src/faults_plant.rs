@@ -1,6 +1,12 @@
 //! How each fault is done to a node's rules, with the tools of its mode, and undone.
 
+use std::net::IpAddr;
+
+use agent::kernel::Kernel;
+use agent::netfilter::ruleset::{self as rs, ChainType, HookPoint, Op, TableFamily, Verdict};
 use anyhow::{Context, Result, bail};
+use model::capture::Reading;
+use model::time::Now;
 
 use crate::faults::Damage;
 use crate::laboratory::Station;
@@ -12,6 +18,10 @@ const WEB: &str = "10.96.200.1";
 const STICKY: &str = "10.96.200.2";
 const NODE: &str = "10.96.200.6";
 const RANGES: &str = "198.18.200.3";
+
+/// Somebody else's translation, before kube-proxy's.
+const INTRUDER: &str = "table ip intruder {\n chain pre {\n type nat hook prerouting priority -150; policy accept;\n\
+                        ip daddr 10.96.200.1 tcp dport 80 dnat to 10.244.66.6:6666\n }\n}\n";
 
 /// The rules of a node before a fault, to be put back afterwards.
 #[derive(Debug)]
@@ -56,93 +66,144 @@ impl Snapshot {
     }
 }
 
-/// What a damage does when kube-proxies go on writing: whether it is still there, and how it is undone
-/// without touching what was written since.
-pub(crate) struct Repair {
-    /// What undoes it, for `nft -f` or `iptables-restore --noflush`.
-    text: String,
+/// A damage while kube-proxies go on writing: what does it, whether it is still there, and what undoes
+/// it without touching what was written since.
+#[derive(Debug)]
+pub(crate) struct Lasting {
     damage: Damage,
+    /// For `nft -f`, or for `iptables-restore --noflush` of that backend.
+    backend: Option<&'static str>,
+    plant: String,
+    undo: String,
 }
 
-impl Repair {
-    /// Has to be made before the damage.
-    pub(crate) fn of(station: &Station, damage: Damage) -> Result<Repair> {
+impl Lasting {
+    /// Has to be made while nobody writes: what lists rules begins again at every change of them.
+    pub(crate) fn of(station: &Station, damage: Damage) -> Result<Lasting> {
         let netns = station.node.netns();
-        let text = match (damage, station.proxy.spec().mode.iptables_backend()) {
-            (Damage::ForeignDnat, _) => "delete table ip intruder\n".to_owned(),
-            (Damage::PreroutingJumpRemoved, Some(backend)) => {
-                let nat = Iptables::read(netns, backend, "nat")?;
-                let rule = nat.of("PREROUTING ", &["-j KUBE-SERVICES"])?[0];
-                let rule = rule.replacen("-A PREROUTING ", "-I PREROUTING 1 ", 1);
-                format!("*nat\n{rule}\nCOMMIT\n")
+        let backend = station.proxy.spec().mode.iptables_backend();
+        let iptables = |chain: &str, words: &str, backend| -> Result<(String, String)> {
+            let nat = Iptables::read(netns, backend, "nat")?;
+            let rule = nat.of(chain, &[words])?[0];
+            let with = |how: &str| rule.replacen(&format!("-A {chain}"), how, 1);
+            Ok((
+                format!("*nat\n{}\nCOMMIT\n", with(&format!("-D {chain}"))),
+                format!("*nat\n{}\nCOMMIT\n", with(&format!("-I {chain}1 "))),
+            ))
+        };
+        let (backend, (plant, undo)) = match (damage, backend) {
+            (Damage::ForeignDnat, _) => {
+                let undo = "delete table ip intruder\n".to_owned();
+                (None, (INTRUDER.to_owned(), undo))
             }
-            (Damage::FrontendDeleted, Some(backend)) => {
-                let nat = Iptables::read(netns, backend, "nat")?;
-                let rule = nat.of("KUBE-SERVICES ", &["-d 10.96.200.1/32 "])?[0];
-                let rule = rule.replacen("-A KUBE-SERVICES ", "-I KUBE-SERVICES 1 ", 1);
-                format!("*nat\n{rule}\nCOMMIT\n")
+            (Damage::PreroutingJumpRemoved, Some(name)) => {
+                (backend, iptables("PREROUTING ", "-j KUBE-SERVICES", name)?)
             }
+            (Damage::FrontendDeleted, Some(name)) => (
+                backend,
+                iptables("KUBE-SERVICES ", "-d 10.96.200.1/32 ", name)?,
+            ),
             (Damage::PreroutingJumpRemoved, None) => {
-                let text = netns.run(
-                    "nft",
-                    ["list", "chain", "ip", "kube-proxy", "nat-prerouting"],
-                )?;
-                if !text.contains("jump services") {
-                    bail!("nat-prerouting does not lead to services:\n{text}");
-                }
-                "add rule ip kube-proxy nat-prerouting jump services\n".to_owned()
+                let chain = "ip kube-proxy nat-prerouting";
+                let undo = format!("add rule {chain} jump services\n");
+                (None, (format!("flush chain {chain}\n"), undo))
             }
             (Damage::FrontendDeleted, None) => {
                 let table = Nftables::read(netns)?;
                 let chain = table.chain("service-", "web")?;
-                format!(
-                    "add element ip kube-proxy service-ips {{ 10.96.200.1 . tcp . 80 : goto {chain} }}\n"
-                )
+                let (map, key) = ("ip kube-proxy service-ips", "10.96.200.1 . tcp . 80");
+                let undo = format!("add element {map} {{ {key} : goto {chain} }}\n");
+                (None, (format!("delete element {map} {{ {key} }}\n"), undo))
             }
             _ => bail!("{damage:?} is not planted during churn"),
         };
-        Ok(Repair { text, damage })
+        Ok(Lasting {
+            damage,
+            backend,
+            plant,
+            undo,
+        })
     }
 
-    /// Has nobody repaired it?
-    pub(crate) fn is_needed(&self, station: &Station) -> Result<bool> {
-        let netns = station.node.netns();
-        let backend = station.proxy.spec().mode.iptables_backend();
-        Ok(match (self.damage, backend) {
-            (Damage::ForeignDnat, _) => netns.run("nft", ["list", "tables"])?.contains("intruder"),
-            (Damage::PreroutingJumpRemoved, Some(backend)) => {
-                Iptables::read(netns, backend, "nat")?
-                    .of("PREROUTING ", &["-j KUBE-SERVICES"])
-                    .is_err()
-            }
-            (_, Some(backend)) => Iptables::read(netns, backend, "nat")?
-                .of("KUBE-SERVICES ", &["-d 10.96.200.1/32 "])
-                .is_err(),
-            (Damage::PreroutingJumpRemoved, None) => !netns
-                .run(
-                    "nft",
-                    ["list", "chain", "ip", "kube-proxy", "nat-prerouting"],
-                )?
-                .contains("jump services"),
-            (_, None) => !netns
-                .run("nft", ["list", "map", "ip", "kube-proxy", "service-ips"])?
-                .contains("10.96.200.1 . tcp . 80"),
-        })
+    /// Does it.
+    pub(crate) fn plant(&self, station: &Station) -> Result<()> {
+        self.run(station, &self.plant)
     }
 
     /// Undoes it.
     pub(crate) fn undo(&self, station: &Station) -> Result<()> {
+        self.run(station, &self.undo)
+    }
+
+    fn run(&self, station: &Station, text: &str) -> Result<()> {
         let netns = station.node.netns();
-        let foreign = self.damage == Damage::ForeignDnat;
-        match station.proxy.spec().mode.iptables_backend() {
-            Some(backend) if !foreign => netns.run_with_input(
+        match self.backend {
+            Some(backend) => netns.run_with_input(
                 &format!("iptables-{backend}-restore"),
                 ["-w", "60", "--noflush"],
-                &self.text,
+                text,
             )?,
-            _ => netns.run_with_input("nft", ["-f", "-"], &self.text)?,
+            None => netns.run_with_input("nft", ["-f", "-"], text)?,
         };
         Ok(())
+    }
+
+    /// Has nobody repaired it?
+    ///
+    /// Read with the agent's own reader: `nft list` begins again at every change, and never comes to an
+    /// end while kube-proxy writes several times a second.
+    pub(crate) fn is_needed(&self, station: &Station) -> Result<bool> {
+        let ruleset = station.node.netns().enter(|| {
+            let (kernel, _) = Kernel::read(None, Now::default());
+            kernel.ruleset
+        })?;
+        let Reading::Read(ruleset) = ruleset else {
+            bail!("{ruleset:?}");
+        };
+        let web: IpAddr = WEB.parse()?;
+        let is_web = |value: &rs::Value| matches!(value, rs::Value::Prefix(p) if p.addr() == web);
+        // Those of IPv6 are left alone.
+        let tables = || {
+            ruleset
+                .tables
+                .iter()
+                .filter(|t| t.family == TableFamily::Ip)
+        };
+        let mut chains = tables().flat_map(|t| &t.chains);
+        let mut sets = tables().flat_map(|t| t.sets.values());
+        let leads = |chain: &rs::Chain, to: &str| {
+            let mut ops = chain.rules.iter().flat_map(|r| &r.ops);
+            ops.any(
+                |op| matches!(op, Op::Verdict(Verdict::Jump(t) | Verdict::Goto(t)) if **t == *to),
+            )
+        };
+        let there = match self.damage {
+            Damage::ForeignDnat => {
+                return Ok(ruleset.tables.iter().any(|t| &*t.name == "intruder"));
+            }
+            Damage::PreroutingJumpRemoved => chains.any(|c| {
+                let nat = c
+                    .hook
+                    .is_some_and(|h| (h.point, h.kind) == (HookPoint::Prerouting, ChainType::Nat));
+                nat && (leads(c, "KUBE-SERVICES") || leads(c, "services"))
+            }),
+            _ => {
+                let rule = |rule: &rs::Rule| {
+                    let matches = |op: &Op| match op {
+                        Op::Match(m) => m.any_of.iter().any(is_web),
+                        _ => false,
+                    };
+                    let jumps = |op: &Op| matches!(op, Op::Verdict(Verdict::Jump(_)));
+                    rule.ops.iter().any(matches) && rule.ops.iter().any(jumps)
+                };
+                chains.any(|c| &*c.name == "KUBE-SERVICES" && c.rules.iter().any(rule))
+                    || sets.any(|s| {
+                        let mut keys = s.elements.iter().flat_map(|e| &e.key);
+                        &*s.name == "service-ips" && keys.any(is_web)
+                    })
+            }
+        };
+        Ok(!there)
     }
 }
 
@@ -150,9 +211,7 @@ impl Repair {
 pub(crate) fn plant(station: &Station, damage: Damage) -> Result<()> {
     let netns = station.node.netns();
     if damage == Damage::ForeignDnat {
-        let rules = "table ip intruder {\n chain pre {\n type nat hook prerouting priority -150; policy accept;\n\
-                     ip daddr 10.96.200.1 tcp dport 80 dnat to 10.244.66.6:6666\n }\n}\n";
-        netns.run_with_input("nft", ["-f", "-"], rules)?;
+        netns.run_with_input("nft", ["-f", "-"], INTRUDER)?;
         return Ok(());
     }
     match station.proxy.spec().mode.iptables_backend() {

@@ -15,6 +15,7 @@
 //! - [`generate`], [`coverage`], [`oracle`], [`packets`]: hundreds of Services, what they show, and what real
 //!   kube-proxies and real packets say about them.
 //! - [`faults`], [`churn`]: damage that has to be found, and changes that must not be taken for it.
+//! - [`soak`]: everything changes for as long as one likes.
 //! - `lifeline`: an agent that restarts on a node without any Service address.
 //! - [`bench`]: what a pass costs, against the kernel's own cost (`cargo lab bench`).
 //! - [`http`]: the smallest HTTP client, for listeners inside namespaces.
@@ -49,6 +50,7 @@ pub mod packets;
 pub mod process;
 pub mod proxy;
 pub mod recording;
+pub mod soak;
 pub mod tiers;
 mod tokens;
 pub mod topology;

@@ -204,7 +204,7 @@ fn run_tier(tier: Tier, targets: &[String], only: Option<&str>) -> Result<Count>
     }
     let of_tier = |check: &&Check| match check.run {
         Run::Kernel(_) => tier == Tier::Kernel,
-        Run::Cluster(_) => tier == Tier::Cluster,
+        Run::Cluster(_) | Run::Small(_) => tier == Tier::Cluster,
     };
     let unproven = checks::UNPROVEN.iter().filter(|_| only.is_some());
     let chosen: Vec<&Check> = checks::ALL
@@ -222,7 +222,8 @@ fn run_tier(tier: Tier, targets: &[String], only: Option<&str>) -> Result<Count>
 /// Runs checks one after the other; those of the cluster share one laboratory.
 fn run_checks(chosen: &[&Check]) -> Count {
     let mut count = Count::default();
-    let mut laboratory = None;
+    let mut laboratory: Option<Laboratory> = None;
+    let mut is_small = false;
     for check in chosen {
         print!("check {} ... ", check.name);
         let _ = std::io::stdout().flush();
@@ -231,7 +232,18 @@ fn run_checks(chosen: &[&Check]) -> Count {
         // A check that panics has failed like one that gives an error; the next one still runs.
         let result = catch_unwind(AssertUnwindSafe(|| match check.run {
             Run::Kernel(run) => run(),
-            Run::Cluster(run) => run(started(&mut laboratory)?),
+            Run::Cluster(run) => run(started(
+                &mut laboratory,
+                &mut is_small,
+                false,
+                Laboratory::start,
+            )?),
+            Run::Small(run) => run(started(
+                &mut laboratory,
+                &mut is_small,
+                true,
+                Laboratory::start_small,
+            )?),
         }));
         let seconds = start.elapsed().as_secs_f32();
         match result {
@@ -252,11 +264,20 @@ fn run_checks(chosen: &[&Check]) -> Count {
     count
 }
 
-/// The laboratory, started if it does not run yet.
-fn started(laboratory: &mut Option<Laboratory>) -> Result<&mut Laboratory> {
+/// The laboratory, started if it does not run yet. Only one runs at a time.
+fn started<'a>(
+    laboratory: &'a mut Option<Laboratory>,
+    is_small: &mut bool,
+    small: bool,
+    start: fn() -> Result<Laboratory>,
+) -> Result<&'a mut Laboratory> {
+    if *is_small != small {
+        *laboratory = None;
+        *is_small = small;
+    }
     Ok(match laboratory {
         Some(running) => running,
-        None => laboratory.insert(Laboratory::start().context("starting the laboratory")?),
+        None => laboratory.insert(start().context("starting the laboratory")?),
     })
 }
 

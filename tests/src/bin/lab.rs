@@ -10,6 +10,7 @@ use tests::cache::Version;
 use tests::cluster::{Cluster, User};
 use tests::demo::{self, End};
 use tests::proxy::{Mode, Proxy, Spec};
+use tests::soak::{self, Soak};
 use tests::tiers::{self, Tier, Wanted};
 use tests::topology::Hub;
 use tests::{cleanup, objects, packages, recording};
@@ -44,6 +45,8 @@ enum Command {
     },
     /// Measure what a pass costs at a large node, beside what the kernel alone costs (root; builds for release first)
     Bench(Size),
+    /// Change everything for a long time, damage rules meanwhile, and see that only damage is found
+    Soak(Soak),
     /// A cluster with a kube-proxy of every version and mode, each on a node of its own, until Ctrl-C
     Up,
     /// Run real kube-proxies and save what they wrote to tests/recordings
@@ -94,6 +97,7 @@ fn run(arguments: Arguments) -> Result<bool> {
             });
         }
         Some(Command::Bench(size)) => bench::run(&size)?,
+        Some(Command::Soak(how)) => println!("{}", soak::soak(how)?),
         Some(Command::Up) => up(end)?,
         Some(Command::Record) => recording::record()?,
         Some(Command::Build) => {
