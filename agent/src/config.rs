@@ -89,8 +89,8 @@ pub struct RunFlags {
     /// Unix socket on which questions about this node are answered, to root only.
     #[arg(long, value_name = "PATH", default_value = agent::local::PATH)]
     pub socket: PathBuf,
-    /// Shortest time between two looks.
-    #[arg(long, value_name = "DURATION", default_value = "1s", value_parser = duration)]
+    /// Shortest time between two looks. One that finds nothing changed costs next to nothing.
+    #[arg(long, value_name = "DURATION", default_value = "250ms", value_parser = duration)]
     pub interval: Duration,
     /// Percent of one core that looking may take in the long run.
     #[arg(long, value_name = "PERCENT", default_value_t = 2.0, value_parser = percent)]

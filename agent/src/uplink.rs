@@ -42,6 +42,8 @@ pub type Named = watch::Receiver<Vec<Replica>>;
 
 /// Between heartbeats. The aggregator calls a node silent after three of them.
 const HEARTBEAT: Duration = Duration::from_secs(5);
+/// Between two heartbeats for passes that came to the same.
+const OFTEN: Duration = Duration::from_secs(1);
 /// For a connection to be made.
 const CONNECT: Duration = Duration::from_secs(5);
 /// For the aggregator to accept the stream: it may have to ask the API server about the token.
@@ -299,8 +301,14 @@ async fn session(
                 if changed.is_err() {
                     return Ok(());
                 }
-                tell(&up, reports, &mut sent).await?;
-                beat.reset();
+                // Passes that come to the same are many; a fleet's aggregator need not hear of each.
+                let newest = reports.borrow_and_update().clone();
+                let told = sent.at.is_some_and(|at| at.elapsed() < OFTEN);
+                let nothing_new = newest.zip(sent.last.as_ref()).is_some_and(|(n, s)| same(s, &n));
+                if !(told && nothing_new) {
+                    tell(&up, reports, &mut sent).await?;
+                    beat.reset();
+                }
             }
             _ = beat.tick() => {
                 // What was read since the last report is said by it only once it was sent.
@@ -343,6 +351,8 @@ struct Sent {
     /// It has the rows of the last one, too: they were not too many.
     with_rows: bool,
     takes_deltas: bool,
+    /// When it was last told anything by a pass.
+    at: Option<tokio::time::Instant>,
 }
 
 impl Sent {
@@ -379,6 +389,7 @@ async fn tell(
         _ => sent.message(newest),
     };
     deliver(up, message).await?;
+    sent.at = Some(tokio::time::Instant::now());
     Ok(pass)
 }
 

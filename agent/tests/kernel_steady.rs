@@ -311,3 +311,82 @@ fn what_no_event_tells_is_seen() {
         assert!(changed);
     });
 }
+
+/// Rules of both backends, settings and the structure of counters are byte for byte what they were,
+/// after a thousand readings, of which every tenth is a whole one.
+#[test]
+fn a_thousand_readings_change_nothing() {
+    in_namespace(|| {
+        run(
+            "iptables-nft-restore",
+            &[],
+            include_str!("rules/kube-proxy-iptables.v4"),
+        );
+        run(
+            "iptables-legacy-restore",
+            &[],
+            include_str!("rules/kube-proxy-iptables.v4"),
+        );
+        run(
+            "nft",
+            &["-f", "-"],
+            include_str!("rules/kube-proxy-1.37.nft"),
+        );
+        run("nft", &["-f", "-"], include_str!("rules/others.nft"));
+        let all = || {
+            let mut text = run("nft", &["-a", "list", "ruleset"], "");
+            for save in [
+                "iptables-legacy-save",
+                "iptables-nft-save",
+                "ip6tables-nft-save",
+            ] {
+                let saved = run(save, &["-c"], "");
+                text.extend(
+                    saved
+                        .lines()
+                        .filter(|l| !l.starts_with('#'))
+                        .flat_map(|l| [l, "\n"]),
+                );
+            }
+            let generation = nf_tables::read().expect("read").generation;
+            text += &format!("{generation:?}\n");
+            text + &settings(std::path::Path::new("/proc/sys/net"))
+        };
+        let before = all();
+        let mut kernel = None;
+        for reading in 0..1_000 {
+            // Every three minutes.
+            kernel = Some(Kernel::read(kernel, now(reading * 18_000)).0);
+        }
+        let after = all();
+        assert_eq!(before.len(), after.len());
+        for (b, a) in before.lines().zip(after.lines()) {
+            assert_eq!(b, a);
+        }
+        println!(
+            "{} lines of rules and settings are the same",
+            after.lines().count()
+        );
+    });
+}
+
+/// Every setting below a folder, with its value.
+fn settings(folder: &std::path::Path) -> String {
+    let mut names: Vec<_> = std::fs::read_dir(folder)
+        .expect("a folder of settings")
+        .map(|entry| entry.expect("an entry").path())
+        .collect();
+    names.sort();
+    let mut text = String::new();
+    for path in names {
+        // How much is in use now, and what only root of the machine reads, is no setting.
+        if path.is_dir() {
+            text += &settings(&path);
+        } else if let Ok(value) = std::fs::read_to_string(&path)
+            && !path.ends_with("nf_conntrack_count")
+        {
+            text += &format!("{} {}\n", path.display(), value.trim());
+        }
+    }
+    text
+}

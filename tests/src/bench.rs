@@ -6,6 +6,7 @@ pub mod inside;
 mod memory;
 mod report;
 mod state;
+mod sync;
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::{Path, PathBuf};
@@ -37,7 +38,7 @@ pub struct Size {
     /// Programs as they are developed, not as they are released: quicker to build, and slower
     #[arg(long)]
     pub dev: bool,
-    /// Only this part (repeatable): iptables-legacy, iptables-nft, nftables, desired
+    /// Only this part (repeatable): iptables-legacy, iptables-nft, nftables, desired, sync
     #[arg(long, value_name = "PART")]
     pub only: Vec<String>,
 }
@@ -58,7 +59,7 @@ pub fn run(size: &Size) -> Result<()> {
     if let Some(part) = size
         .only
         .iter()
-        .find(|p| *p != "desired" && !parts.contains(&p.as_str()))
+        .find(|p| *p != "desired" && *p != "sync" && !parts.contains(&p.as_str()))
     {
         bail!("there is no part {part:?}");
     }
@@ -90,6 +91,10 @@ pub fn run(size: &Size) -> Result<()> {
         for mode in ["iptables", "nftables"] {
             desired(&programs, size, mode, &manifests, &mut report)?;
         }
+    }
+    // Last: it starts a cluster, and what it measures is kube-proxy.
+    if wanted("sync") {
+        sync::measure(&programs.agent, size, &mut report)?;
     }
     report.close();
     Ok(())

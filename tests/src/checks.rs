@@ -56,6 +56,7 @@ pub const ALL: &[Check] = &[
     cluster("packets_are_the_oracle", packets::packets_are_the_oracle),
     cluster("tokens_are_verified", crate::tokens::tokens_are_verified),
     cluster("deploy_is_accepted", deploy_is_accepted),
+    small("churn_is_not_drift", churn::churn_is_not_drift),
 ];
 
 /// Checks that run only by name, with `cargo lab test --only NAME`: most are written and have not
@@ -66,7 +67,6 @@ pub const UNPROVEN: &[Check] = &[
         "faults_are_found_among_many",
         faults::faults_are_found_among_many,
     ),
-    small("churn_is_not_drift", churn::churn_is_not_drift),
 ];
 
 const fn kernel(name: &'static str, run: fn() -> Result<String>) -> Check {

@@ -14,7 +14,7 @@ use rand_chacha::ChaCha8Rng;
 use serde_json::{Value, json};
 
 use crate::api::{self, Api, Call};
-use crate::faults::{self, DURING_CHURN, Fault, agents, findings, on_all};
+use crate::faults::{self, DURING_CHURN, Damage, Fault, agents, findings, on_all};
 use crate::faults_plant::Lasting;
 use crate::laboratory::Laboratory;
 use crate::oracle::{self, brief, setting};
@@ -30,7 +30,7 @@ const FIRST_FAULT: Duration = Duration::from_secs(20);
 const FAULT_LIMIT: Duration = Duration::from_secs(10);
 /// Time between two looks at whether kube-proxy has repaired it.
 const LOOK: Duration = Duration::from_secs(1);
-const FAULT_PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const FAULT_PATIENCE: Duration = Duration::from_secs(20);
 
 /// A fault that is planted on all nodes.
 struct Planted {
@@ -76,7 +76,12 @@ impl Planted {
     }
 
     /// Looks at all nodes once. True when there is nothing left to see.
-    fn step(&mut self, laboratory: &Laboratory, wrong: &mut Vec<String>) -> Result<bool> {
+    fn step(
+        &mut self,
+        laboratory: &Laboratory,
+        limit: Duration,
+        wrong: &mut Vec<String>,
+    ) -> Result<bool> {
         let (fault, since) = (self.fault, self.since);
         let needed: Vec<bool> = {
             let look = self.healed.is_none() && self.looked.elapsed() > LOOK;
@@ -146,7 +151,7 @@ impl Planted {
                 (_, None) => ", not cleared".to_owned(),
             };
             println!("{:<24} {:<18} {how}{cleared}", fault.name, node.name);
-            let late = |time: Option<Duration>| time.is_some_and(|t| t > FAULT_LIMIT);
+            let late = |time: Option<Duration>| time.is_some_and(|t| t > limit);
             if (node.found.is_none() && node.repaired.is_none())
                 || late(node.found)
                 || (node.found.is_some() && (node.cleared.is_none() || late(node.cleared)))
@@ -184,8 +189,8 @@ pub fn churn_is_not_drift(laboratory: &mut Laboratory) -> Result<String> {
         "\nseed {seed}: {RATE} changes a second for {} s",
         time.as_secs()
     );
-    let mut watching = Watching::new(laboratory);
-    let mut coming = lasting(laboratory)?;
+    let mut watching = Watching::new(laboratory, FAULT_LIMIT);
+    let mut coming = lasting(laboratory, &DURING_CHURN)?;
     let random = ChaCha8Rng::seed_from_u64(seed);
     watching.segment(laboratory, time, &mut coming, |over| {
         change(laboratory, &generated.slices, random, over)
@@ -206,9 +211,9 @@ pub fn churn_is_not_drift(laboratory: &mut Laboratory) -> Result<String> {
 pub(crate) type Coming = VecDeque<(&'static Fault, Vec<Lasting>)>;
 
 /// Everything that can be planted while kube-proxies write.
-pub(crate) fn lasting(laboratory: &Laboratory) -> Result<Coming> {
+pub(crate) fn lasting(laboratory: &Laboratory, of: &[Damage]) -> Result<Coming> {
     let mut coming = Coming::new();
-    for damage in DURING_CHURN {
+    for &damage in of {
         let fault = Fault::of(damage).context("a line of the table of faults")?;
         coming.push_back((
             fault,
@@ -227,10 +232,12 @@ pub(crate) struct Watching {
     sent: u64,
     slowest: Duration,
     watched: Duration,
+    /// Damage is a finding, and healing clears it, within this.
+    limit: Duration,
 }
 
 impl Watching {
-    pub(crate) fn new(laboratory: &Laboratory) -> Watching {
+    pub(crate) fn new(laboratory: &Laboratory, limit: Duration) -> Watching {
         let whole = || Passes {
             least_judged: 1.0,
             ..Passes::default()
@@ -246,6 +253,7 @@ impl Watching {
             sent: 0,
             slowest: Duration::ZERO,
             watched: Duration::ZERO,
+            limit,
         }
     }
 
@@ -269,7 +277,7 @@ impl Watching {
                         watch(laboratory, node, seen, planted.as_ref(), &mut self.wrong)?;
                     }
                     let done = match &mut planted {
-                        Some(now) => now.step(laboratory, &mut self.wrong)?,
+                        Some(now) => now.step(laboratory, self.limit, &mut self.wrong)?,
                         None => false,
                     };
                     match &planted {

@@ -64,10 +64,11 @@ pub(crate) struct Fault {
 }
 
 /// Those that a kube-proxy which goes on syncing leaves as they are, at least in one mode.
-pub(crate) const DURING_CHURN: [Damage; 3] = [
+pub(crate) const DURING_CHURN: [Damage; 4] = [
     Damage::ForeignDnat,
     Damage::PreroutingJumpRemoved,
     Damage::FrontendDeleted,
+    Damage::OutputJumpRemoved,
 ];
 
 const FAULTS: &[Fault] = &[

@@ -103,8 +103,11 @@ impl Lasting {
                 backend,
                 iptables("KUBE-SERVICES ", "-d 10.96.200.1/32 ", name)?,
             ),
-            (Damage::PreroutingJumpRemoved, None) => {
-                let chain = "ip kube-proxy nat-prerouting";
+            (Damage::PreroutingJumpRemoved | Damage::OutputJumpRemoved, None) => {
+                let chain = match damage {
+                    Damage::OutputJumpRemoved => "ip kube-proxy nat-output",
+                    _ => "ip kube-proxy nat-prerouting",
+                };
                 let undo = format!("add rule {chain} jump services\n");
                 (None, (format!("flush chain {chain}\n"), undo))
             }

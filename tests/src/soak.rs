@@ -14,8 +14,8 @@ use serde_json::{Value, json};
 
 use crate::api::{self, Call};
 use crate::cache::Version;
-use crate::churn::{self, Coming, Watching, changed, steadily};
-use crate::faults::{self, agents};
+use crate::churn::{self, FAULT_PATIENCE, Watching, changed, steadily};
+use crate::faults::{self, DURING_CHURN, agents};
 use crate::laboratory::Laboratory;
 use crate::oracle;
 use crate::proxy::{Proxy, Spec};
@@ -35,7 +35,7 @@ pub struct Soak {
 }
 
 /// Between two changes of a kube-proxy or a Node.
-const SEGMENT: Duration = Duration::from_secs(100);
+const SEGMENT: Duration = Duration::from_secs(90);
 /// A kube-proxy that was restarted has synced within this.
 const SYNC: Duration = Duration::from_secs(120);
 /// Services that come and go, at most.
@@ -52,8 +52,7 @@ pub fn soak(how: Soak) -> Result<String> {
         "\nseed {}: {} changes a second for {} min",
         how.seed, how.rate, how.minutes
     );
-    let mut watching = Watching::new(&laboratory);
-    let mut coming = Coming::new();
+    let mut watching = Watching::new(&laboratory, FAULT_PATIENCE);
     let mut change = Change {
         slices: generated
             .slices
@@ -69,9 +68,10 @@ pub fn soak(how: Soak) -> Result<String> {
     let end = Instant::now() + Duration::from_secs(how.minutes * 60);
     let mut round = 0;
     while Instant::now() < end {
-        if coming.is_empty() {
-            coming = churn::lasting(&laboratory)?;
-        }
+        // One at a time, and each again after minutes only: what was wrong for more than a twentieth of
+        // ten minutes is reported as recurring, although it is healed.
+        let damage = DURING_CHURN[round % DURING_CHURN.len()];
+        let mut coming = churn::lasting(&laboratory, &[damage])?;
         let left = end.saturating_duration_since(Instant::now());
         watching.segment(&laboratory, SEGMENT.min(left), &mut coming, |over| {
             steadily(&laboratory.cluster.api, how.rate, over, || change.next())
