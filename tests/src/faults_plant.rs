@@ -99,6 +99,9 @@ impl Lasting {
             (Damage::PreroutingJumpRemoved, Some(name)) => {
                 (backend, iptables("PREROUTING ", "-j KUBE-SERVICES", name)?)
             }
+            (Damage::OutputJumpRemoved, Some(name)) => {
+                (backend, iptables("OUTPUT ", "-j KUBE-SERVICES", name)?)
+            }
             (Damage::FrontendDeleted, Some(name)) => (
                 backend,
                 iptables("KUBE-SERVICES ", "-d 10.96.200.1/32 ", name)?,
@@ -184,10 +187,13 @@ impl Lasting {
             Damage::ForeignDnat => {
                 return Ok(ruleset.tables.iter().any(|t| &*t.name == "intruder"));
             }
-            Damage::PreroutingJumpRemoved => chains.any(|c| {
-                let nat = c
-                    .hook
-                    .is_some_and(|h| (h.point, h.kind) == (HookPoint::Prerouting, ChainType::Nat));
+            Damage::PreroutingJumpRemoved | Damage::OutputJumpRemoved => chains.any(|c| {
+                let point = match self.damage {
+                    Damage::OutputJumpRemoved => HookPoint::Output,
+                    _ => HookPoint::Prerouting,
+                };
+                let at = |h: rs::Hook| (h.point, h.kind) == (point, ChainType::Nat);
+                let nat = c.hook.is_some_and(at);
                 nat && (leads(c, "KUBE-SERVICES") || leads(c, "services"))
             }),
             _ => {
