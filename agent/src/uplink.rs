@@ -303,11 +303,14 @@ async fn session(
                 }
                 // Passes that come to the same are many; a fleet's aggregator need not hear of each.
                 let newest = reports.borrow_and_update().clone();
-                let told = sent.at.is_some_and(|at| at.elapsed() < OFTEN);
                 let nothing_new = newest.zip(sent.last.as_ref()).is_some_and(|(n, s)| same(s, &n));
-                if !(told && nothing_new) {
-                    tell(&up, reports, &mut sent).await?;
-                    beat.reset();
+                let wait = sent.at.map(|at| OFTEN.saturating_sub(at.elapsed()));
+                match wait.filter(|wait| nothing_new && !wait.is_zero()) {
+                    Some(wait) => beat.reset_after(wait),
+                    None => {
+                        tell(&up, reports, &mut sent).await?;
+                        beat.reset();
+                    }
                 }
             }
             _ = beat.tick() => {
@@ -316,6 +319,7 @@ async fn session(
                 let newest = last.is_some().then(|| reports.borrow().clone()).flatten();
                 let newest = newest.filter(|n| last.is_some_and(|s| same(s, n)));
                 deliver(&up, heartbeat(newest.as_deref().or(last))).await?;
+                sent.at = Some(tokio::time::Instant::now());
             }
             answer = answers.message() => match answer? {
                 Some(v1::AggregatorMessage { message: Some(Question::Inspect(question)) })
