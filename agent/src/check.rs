@@ -11,9 +11,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Between two readings.
-const APART: Duration = Duration::from_secs(1);
+pub const APART: Duration = Duration::from_secs(1);
 /// The API server, or the files, must have been read by then.
-const LISTED: Duration = Duration::from_secs(30);
+pub const LISTED: Duration = Duration::from_secs(30);
 /// Readings that a verdict needs at least: a difference counts when a second one confirms it.
 const READINGS: u64 = 2;
 /// Readings that fail in a row until that is the answer.
@@ -21,33 +21,17 @@ const UNREAD: u64 = 3;
 
 /// Runs `check`; gives its exit code.
 pub async fn check(flags: CheckFlags) -> anyhow::Result<u8> {
-    let began = Instant::now();
+    let mut patience = Patience::new(flags.wait);
     let world = World::start(&flags.source).await?;
     let ready = world
         .ready(LISTED.min(flags.wait.max(Duration::from_secs(5))))
         .await;
     let mut looker = Looker::new(flags.source.node.clone());
-    let mut readings = 0;
-    let mut unread = 0;
     let report = loop {
         let (passed, back) = look(&world, looker).await;
         looker = back;
-        readings += 1;
-        unread = if passed.unread { unread + 1 } else { 0 };
         let report = passed.examined.report;
-        let over = began.elapsed() >= flags.wait;
-        let converging = report
-            .converging
-            .iter()
-            .any(|f| f.severity >= Severity::Warning);
-        // What cannot be read now may be in a moment (a torn reading). What cannot be read several
-        // times stays so.
-        let done = if passed.unread {
-            unread >= UNREAD || over
-        } else {
-            !converging || over
-        };
-        if !ready || done && readings >= READINGS {
+        if patience.ends(&report, passed.unread) || !ready {
             break report;
         }
         let refresh = passed.examined.refresh;
@@ -57,11 +41,69 @@ pub async fn check(flags: CheckFlags) -> anyhow::Result<u8> {
         }
         tokio::time::sleep(APART).await;
     };
-    print(flags.output, &check_json(&report), || check_text(&report))?;
-    if flags.output == Output::Json {
-        explain(&report);
-    }
+    print_report(flags.output, &report)?;
     Ok(exit_code(&report))
+}
+
+/// When a verdict stands, or time is up.
+pub struct Patience {
+    began: Instant,
+    wait: Duration,
+    readings: u64,
+    unread: u64,
+}
+
+impl Patience {
+    /// From now on, something may go on converging for so long.
+    pub fn new(wait: Duration) -> Patience {
+        Patience {
+            began: Instant::now(),
+            wait,
+            readings: 0,
+            unread: 0,
+        }
+    }
+
+    /// Is this report the answer?
+    pub fn ends(&mut self, report: &Report, unread: bool) -> bool {
+        self.readings += 1;
+        self.unread = if unread { self.unread + 1 } else { 0 };
+        let over = self.began.elapsed() >= self.wait;
+        let converging = report
+            .converging
+            .iter()
+            .any(|f| f.severity >= Severity::Warning);
+        // What cannot be read now may be in a moment (a torn reading). What cannot be read several
+        // times stays so.
+        let done = if unread {
+            self.unread >= UNREAD || over
+        } else {
+            !converging || over
+        };
+        done && self.readings >= READINGS
+    }
+}
+
+/// Prints a report as `check` does.
+pub fn print_report(output: Output, report: &Report) -> anyhow::Result<()> {
+    print(output, &check_json(report), || check_text(report))?;
+    if output == Output::Json {
+        explain(report);
+    }
+    Ok(())
+}
+
+/// Prints a side of a report's rows as `table` does.
+pub fn print_table(output: Output, side: Side, report: &Report) -> anyhow::Result<()> {
+    let side = match side {
+        Side::Observed => report::Side::Observed,
+        Side::Desired => report::Side::Desired,
+    };
+    print(output, &table_json(&report.rows, side), || {
+        table_text(&report.rows, side)
+    })?;
+    explain(report);
+    Ok(())
 }
 
 /// Runs `table`; gives its exit code.
@@ -80,14 +122,7 @@ pub async fn table(flags: TableFlags) -> anyhow::Result<u8> {
         tokio::time::sleep(APART).await;
     };
     let report = passed.examined.report;
-    let side = match flags.side {
-        Side::Observed => report::Side::Observed,
-        Side::Desired => report::Side::Desired,
-    };
-    print(flags.output, &table_json(&report.rows, side), || {
-        table_text(&report.rows, side)
-    })?;
-    explain(&report);
+    print_table(flags.output, flags.side, &report)?;
     let known = match flags.side {
         Side::Observed => listed && !passed.unread && report.gaps.is_empty(),
         Side::Desired => listed,

@@ -25,6 +25,10 @@ pub enum Command {
     Check(CheckFlags),
     /// Print what each destination gets.
     Table(TableFlags),
+    /// Look as `check` does, and write everything that is needed to repeat the verdict into one file.
+    Bundle(BundleFlags),
+    /// Repeat the verdict of a bundle: exit codes of `check`, 64 for a file that is none.
+    Replay(ReplayFlags),
     /// Ask the agent that runs on this node: 0 answered, 64 wrong question, 2 nobody answers.
     Ask(AskFlags),
 }
@@ -123,6 +127,72 @@ pub struct TableFlags {
     /// Form of the answer.
     #[arg(long, value_enum, default_value_t = Output::Text)]
     pub output: Output,
+}
+
+/// Flags of `bundle`.
+#[derive(Args, Debug)]
+pub struct BundleFlags {
+    /// Where from.
+    #[command(flatten)]
+    pub source: SourceFlags,
+    /// The file to write; `-` is standard output.
+    #[arg(long, value_name = "FILE")]
+    pub output: PathBuf,
+    /// Replace names of namespaces, Services, slices, nodes, Pods and zones.
+    #[arg(long)]
+    pub pseudonyms: bool,
+    /// How long something may go on converging.
+    #[arg(long, value_name = "DURATION", default_value = "90s", value_parser = duration)]
+    pub wait: Duration,
+    /// Print the answer as well, as `check` does.
+    #[arg(long, value_enum)]
+    pub report: Option<Output>,
+}
+
+/// Flags of `replay`.
+#[derive(Args, Debug)]
+pub struct ReplayFlags {
+    /// The bundle; `-` is standard input.
+    #[arg(value_name = "FILE", required_unless_present_any = ["iptables_save", "nft_json"])]
+    pub bundle: Option<PathBuf>,
+    /// Instead of a bundle: what others collected of a node.
+    #[command(flatten)]
+    pub collected: CollectedFlags,
+    /// Print what each destination gets instead of the verdict.
+    #[arg(long, value_enum, value_name = "SIDE")]
+    pub table: Option<Side>,
+    /// Form of the answer.
+    #[arg(long, value_enum, default_value_t = Output::Text)]
+    pub output: Output,
+}
+
+/// What others collected of a node.
+#[derive(Args, Debug)]
+pub struct CollectedFlags {
+    /// Text of iptables-save or ip6tables-save, of either backend (repeatable).
+    #[arg(long, value_name = "FILE", conflicts_with = "bundle", requires_all = ["manifests", "node"])]
+    pub iptables_save: Vec<PathBuf>,
+    /// Output of `nft -j list ruleset`.
+    #[arg(long, value_name = "FILE", conflicts_with = "bundle", requires_all = ["manifests", "node"])]
+    pub nft_json: Option<PathBuf>,
+    /// Output of `ip -j address`; else only the Node object's addresses are the node's.
+    #[arg(long, value_name = "FILE", conflicts_with = "bundle")]
+    pub addresses: Option<PathBuf>,
+    /// Output of `kubectl get nodes,svc,endpointslices -A -o yaml` (repeatable, directories too).
+    #[arg(long, value_name = "DIR|FILE", conflicts_with = "bundle")]
+    pub manifests: Vec<PathBuf>,
+    /// Name of the node's Node object.
+    #[arg(long, value_parser = node_name, conflicts_with = "bundle")]
+    pub node: Option<NodeName>,
+    /// kube-proxy's configuration: KubeProxyConfiguration, or what /configz gives.
+    #[arg(long, value_name = "FILE", conflicts_with = "bundle")]
+    pub kube_proxy_config: Option<PathBuf>,
+    /// kube-proxy's version.
+    #[arg(long, value_name = "X.Y", conflicts_with = "bundle")]
+    pub proxy_version: Option<Version>,
+    /// The node has no other tables than those in the files.
+    #[arg(long, conflicts_with = "bundle")]
+    pub nothing_else: bool,
 }
 
 /// Flags of `ask`.

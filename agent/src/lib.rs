@@ -1,9 +1,11 @@
 //! The agent of vipwitness: reads one node and says what differs.
 
+pub mod bundle;
 pub mod datapath;
 pub mod fresh;
 pub mod host;
 pub mod kernel;
 pub mod local;
 pub mod netfilter;
+pub mod replay;
 pub mod uplink;

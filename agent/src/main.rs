@@ -1,11 +1,13 @@
 //! The agent: flags and wiring.
 
 mod ask;
+mod bundle_command;
 mod check;
 mod clock;
 mod config;
 mod pass;
 mod proxy;
+mod replay_command;
 mod run;
 mod seccomp;
 mod world;
@@ -58,6 +60,10 @@ fn start(flags: Flags) -> anyhow::Result<u8> {
         .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
         .with_writer(std::io::stderr)
         .init();
+    let output = match &flags.command {
+        Command::Bundle(flags) => Some(bundle_command::Output::open(&flags.output)?),
+        _ => None,
+    };
     seccomp::install(!runs)?;
     // One provider for all of TLS; the only error is that one is installed already.
     let _ = rustls::crypto::ring::default_provider().install_default();
@@ -70,6 +76,11 @@ fn start(flags: Flags) -> anyhow::Result<u8> {
             Command::Run(flags) => run::run(flags).await,
             Command::Check(flags) => check::check(flags).await,
             Command::Table(flags) => check::table(flags).await,
+            Command::Bundle(flags) => {
+                let output = output.unwrap_or(bundle_command::Output::Stdout);
+                bundle_command::bundle(flags, output).await
+            }
+            Command::Replay(flags) => replay_command::replay(&flags),
             Command::Ask(flags) => ask::ask(flags).await,
         }
     });

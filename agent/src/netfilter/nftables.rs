@@ -7,6 +7,7 @@ pub mod attributes;
 pub mod capture;
 mod compare;
 mod expressions;
+pub mod json;
 pub mod mirror;
 mod registers;
 mod sets;

@@ -3,6 +3,7 @@
 
 pub mod legacy;
 mod matches;
+pub mod save;
 mod targets;
 
 pub use matches::decode_match;

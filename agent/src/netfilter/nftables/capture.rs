@@ -35,6 +35,19 @@ impl Messages {
         })
     }
 
+    /// Each of them, to be changed in place.
+    pub fn each_mut(&mut self, mut each: impl FnMut(&mut [u8])) {
+        let mut rest = self.bytes.as_mut_slice();
+        while let Some((length, tail)) = rest.split_first_chunk_mut::<4>() {
+            let length = u32::from_le_bytes(*length) as usize;
+            let Some((message, tail)) = tail.split_at_mut_checked(length) else {
+                return;
+            };
+            each(message);
+            rest = tail;
+        }
+    }
+
     /// Bytes held, lengths included.
     pub fn size(&self) -> usize {
         self.bytes.len()

@@ -24,7 +24,7 @@ use std::sync::Arc;
 const EXTENSION: usize = 32;
 
 /// Hooks by number, and their chains' names.
-const HOOKS: [(HookPoint, &str); 5] = [
+pub(super) const HOOKS: [(HookPoint, &str); 5] = [
     (HookPoint::Prerouting, "PREROUTING"),
     (HookPoint::Input, "INPUT"),
     (HookPoint::Forward, "FORWARD"),
@@ -33,7 +33,7 @@ const HOOKS: [(HookPoint, &str); 5] = [
 ];
 
 /// The tables that the kernel has, `security` included.
-const TABLES: [&str; 5] = ["raw", "mangle", "nat", "filter", "security"];
+pub(super) const TABLES: [&str; 5] = ["raw", "mangle", "nat", "filter", "security"];
 
 /// A decoded table.
 #[derive(Clone, Debug, PartialEq)]
@@ -433,7 +433,7 @@ fn unknown(what: &str) -> Op {
 }
 
 /// `NF_IP_PRI_*`: where each table's hooks stand among those of nf_tables.
-fn priority(table: &str, point: HookPoint) -> i32 {
+pub(super) fn priority(table: &str, point: HookPoint) -> i32 {
     match (table, point) {
         ("raw", _) => -300,
         ("mangle", _) => -150,
@@ -444,7 +444,7 @@ fn priority(table: &str, point: HookPoint) -> i32 {
     }
 }
 
-fn kind(table: &str, point: HookPoint) -> ChainType {
+pub(super) fn kind(table: &str, point: HookPoint) -> ChainType {
     match (table, point) {
         ("nat", _) => ChainType::Nat,
         ("mangle", HookPoint::Output) => ChainType::Route,

@@ -51,6 +51,11 @@ impl TableCapture {
         self.bytes.get(self.start..).unwrap_or_default()
     }
 
+    /// The same, to be changed in place.
+    pub fn entries_mut(&mut self) -> &mut [u8] {
+        self.bytes.get_mut(self.start..).unwrap_or_default()
+    }
+
     /// Takes in everything that decides what the table does: not the counters, which every packet
     /// changes.
     pub fn feed(&self, hasher: &mut impl Hasher) {

@@ -1,0 +1,128 @@
+//! The kernel's rules, undecoded: read as one, and decoded as one.
+
+use crate::host::{nf_tables, xtables};
+use crate::netfilter::nftables::{self, capture::Capture};
+use crate::netfilter::ruleset::Ruleset;
+use crate::netfilter::xtables::legacy::{self, capture::TableCapture};
+use model::capture::{Gap, Reading};
+use std::hash::{BuildHasher, Hasher, RandomState};
+
+/// Readings tried again when kube-proxy wrote during each attempt of one; it writes in bursts.
+const TORN: u32 = 3;
+
+/// Both backends' rules of one moment.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Captures {
+    /// nf_tables; `None`: the kernel has none.
+    pub nf_tables: Option<Capture>,
+    /// Tables of iptables-legacy, sorted.
+    pub legacy: Vec<TableCapture>,
+}
+
+impl Captures {
+    /// Reads both, of this thread's network namespace.
+    ///
+    /// # Errors
+    /// What could not be read: then nothing of the other is of use either.
+    pub fn read() -> Result<Captures, Gap> {
+        let nf_tables = match again(nf_tables::read, |e| {
+            matches!(e, nf_tables::ReadError::Torn { .. })
+        }) {
+            Ok(capture) => Some(capture),
+            Err(nf_tables::ReadError::Absent) => None,
+            Err(error) => return Err(gap("nf_tables", error.to_string())),
+        };
+        let names = match xtables::names() {
+            Ok(names) => names,
+            Err(xtables::ReadError::Absent) => Vec::new(),
+            Err(error) => return Err(gap("iptables-legacy", error.to_string())),
+        };
+        let mut legacy = Vec::with_capacity(names.len());
+        for name in &names {
+            let one = std::slice::from_ref(name);
+            let read = || xtables::read(one, |capture| legacy.push(capture));
+            again(read, |e| matches!(e, xtables::ReadError::Torn { .. }))
+                .map_err(|error| gap("iptables-legacy", error.to_string()))?;
+        }
+        if nf_tables.is_none() && legacy.is_empty() {
+            // A node without either has its Services somewhere this program did not look.
+            return Err(gap(
+                "nf_tables",
+                "the kernel has no nf_tables, and no other datapath is read".into(),
+            ));
+        }
+        Ok(Captures { nf_tables, legacy })
+    }
+
+    /// As rules. Tables of iptables-legacy come last.
+    ///
+    /// Failed where the lists of nf_tables do not fit together: an object that another one names is
+    /// missing, or one is there twice. Without it, what hangs on it would look deleted.
+    pub fn decode(&self) -> Reading<Ruleset> {
+        let mut ruleset = Ruleset::default();
+        if let Some(capture) = &self.nf_tables {
+            let decoded = nftables::decode(capture);
+            if let Some(unknown) = decoded.unknown.iter().find(|u| is_torn(u)) {
+                return Reading::Failed(gap(
+                    "nf_tables",
+                    format!(
+                        "the reading does not fit together: {} ({} {} {})",
+                        unknown.what,
+                        unknown.family.word(),
+                        unknown.table,
+                        unknown.name
+                    ),
+                ));
+            }
+            ruleset = decoded.ruleset;
+        }
+        let legacy = self.legacy.iter().map(|c| legacy::decode(c).table);
+        ruleset.tables.extend(legacy);
+        Reading::Read(ruleset)
+    }
+}
+
+/// Is it something that a whole reading never has?
+fn is_torn(unknown: &nftables::Unknown) -> bool {
+    match &*unknown.what {
+        "table not understood" | "chain not understood" | "set not understood"
+        | "rule not understood" | "set without a name" | "a table twice" | "a chain twice" => true,
+        // Of a set that is known they make the set unread, and no more.
+        "elements not understood" => unknown.table.is_empty(),
+        what => what.contains(" of no "),
+    }
+}
+
+/// Are two readings of nf_tables the same, counters apart? Their generation tells, and the list of
+/// tables: one with an owner can vanish without a new generation.
+pub(super) fn same_nf_tables(one: &Capture, other: &Capture) -> bool {
+    one.generation.is_some() && one.generation == other.generation && one.tables == other.tables
+}
+
+/// Are two readings of a table of iptables-legacy the same, counters apart?
+pub(super) fn same_legacy(one: &TableCapture, other: &TableCapture) -> bool {
+    let hashes = RandomState::new();
+    let hash = |capture: &TableCapture| {
+        let mut hasher = hashes.build_hasher();
+        capture.feed(&mut hasher);
+        hasher.finish()
+    };
+    hash(one) == hash(other)
+}
+
+fn again<T, E>(mut read: impl FnMut() -> Result<T, E>, torn: impl Fn(&E) -> bool) -> Result<T, E> {
+    let mut tries = 0;
+    loop {
+        match read() {
+            Err(error) if torn(&error) && tries < TORN => tries += 1,
+            other => return other,
+        }
+    }
+}
+
+fn gap(what: &str, why: String) -> Gap {
+    Gap {
+        what: what.into(),
+        why: why.into(),
+    }
+}
