@@ -11,6 +11,7 @@ use model::time::Now;
 use crate::faults::Damage;
 use crate::laboratory::Station;
 use crate::netns::Netns;
+use crate::proxy::Mode;
 
 /// The addresses of `faults/web`, `faults/sticky` and `faults/node`, and that of the load balancer
 /// of `faults/ranges`.
@@ -219,11 +220,12 @@ impl Lasting {
 /// Does the damage.
 pub(crate) fn plant(station: &Station, damage: Damage) -> Result<()> {
     let netns = station.node.netns();
-    if damage == Damage::ForeignDnat {
+    let mode = station.proxy.spec().mode;
+    if damage == Damage::ForeignDnat && mode != Mode::IptablesLegacy {
         netns.run_with_input("nft", ["-f", "-"], INTRUDER)?;
         return Ok(());
     }
-    match station.proxy.spec().mode.iptables_backend() {
+    match mode.iptables_backend() {
         Some(backend) => iptables(netns, backend, damage),
         None => nftables(netns, damage),
     }
@@ -385,8 +387,10 @@ fn iptables(netns: &Netns, backend: &'static str, damage: Damage) -> Result<()> 
             netns.run("nft", ["delete", "table", "ip", "nat"])?;
             Ok(())
         }
-        Damage::ForeignDnat
-        | Damage::KilledEndpointRemoved
+        Damage::ForeignDnat => nat.change(&[format!(
+            "-I PREROUTING 1 -d {WEB}/32 -p tcp -m tcp --dport 80 -j DNAT --to-destination 10.244.66.6:6666"
+        )]),
+        Damage::KilledEndpointRemoved
         | Damage::KilledServiceDeleted
         | Damage::FrozenEndpointsChanged => bail!("{damage:?} is not done with iptables"),
     }
