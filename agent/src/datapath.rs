@@ -92,17 +92,21 @@ fn name_absence(
                 continue;
             }
             let places = datapath.places(node.is_local(frontend.address()));
-            observed.evidence.extend(places.iter().map(|place| {
-                let map = place.map.map_or(String::new(), |m| format!("map {m}: "));
-                Evidence {
-                    family: holder(place).map_or(word, Table::word).into(),
-                    table: place.table.into(),
-                    chain: place.chain.into(),
-                    handle: None,
-                    element: None,
-                    says: format!("{map}nothing that packets reach answers for {frontend}").into(),
-                }
-            }));
+            observed.evidence = places
+                .iter()
+                .map(|place| {
+                    let map = place.map.map_or(String::new(), |m| format!("map {m}: "));
+                    Evidence {
+                        family: holder(place).map_or(word, Table::word).into(),
+                        table: place.table.into(),
+                        chain: place.chain.into(),
+                        handle: None,
+                        element: None,
+                        says: format!("{map}nothing that packets reach answers for {frontend}")
+                            .into(),
+                    }
+                })
+                .collect();
         }
     }
 }

@@ -63,7 +63,7 @@ fn line(table: &ForwardingTable, frontend: &str, source: SourceClass) -> String 
     assert_eq!(row.decided_by, DecidedBy::Datapath, "{frontend}");
     let f = &row.forwarding;
     let mut text = f.action.word().to_string();
-    for b in &f.backends {
+    for b in f.backends.iter() {
         text.push_str(&format!(
             " {}={:.0}%,{:?}",
             b.address,

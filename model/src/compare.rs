@@ -395,8 +395,8 @@ fn one_pair(input: Input, rows: &Rows, key: Key, out: &mut Collected<'_>) {
             nothing = Observed {
                 forwarding: Forwarding::without_backends(None, Action::None),
                 decided_by: DecidedBy::Nobody,
-                evidence: vec![words::absent(rows.family, frontend)],
-                backend_evidence: Vec::new(),
+                evidence: Arc::new([words::absent(rows.family, frontend)]),
+                backend_evidence: Arc::default(),
             };
             &nothing
         }

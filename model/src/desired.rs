@@ -2,7 +2,8 @@
 //!
 //! Reading order: [`rules`] (what differs by mode and version), [`ports`] (which Services and ports
 //! count), [`slices`] (which endpoints belong to a port), [`usable`] (which of them are used),
-//! [`node_ports`] (on which addresses), [`masquerade`], [`rows`] (what each destination gets).
+//! [`node_ports`] (on which addresses), [`masquerade`], [`rows`] (what each destination gets), [`state`]
+//! (the same by parts).
 //! Facts: kube-proxy.md 2; what a rule does to a packet that another rule has rewritten: 3.2, 3.3,
 //! 5.3 to 5.6.
 //!
@@ -14,6 +15,7 @@ mod ports;
 mod rows;
 mod rules;
 mod slices;
+mod state;
 mod usable;
 
 #[cfg(test)]
@@ -32,6 +34,8 @@ use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
+
+pub use state::{DesiredState, Updated, touched};
 
 /// What every Service address should do on this node.
 ///

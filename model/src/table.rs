@@ -90,8 +90,9 @@ pub struct Forwarding {
     pub service: Option<ServicePortName>,
     /// What happens.
     pub action: Action,
-    /// Empty unless `action` is [`Action::Forward`]; sorted by address.
-    pub backends: Vec<Backend>,
+    /// Empty unless `action` is [`Action::Forward`]; sorted by address. Rows that forward alike share
+    /// one list.
+    pub backends: Arc<[Backend]>,
     /// Session affinity.
     pub affinity: Affinity,
     /// `None`: everybody.
@@ -104,7 +105,7 @@ impl Forwarding {
         Forwarding {
             service,
             action,
-            backends: Vec::new(),
+            backends: Arc::default(),
             affinity: Affinity::None,
             source_ranges: None,
         }
@@ -200,11 +201,11 @@ pub struct Observed {
     /// Who decided.
     pub decided_by: DecidedBy,
     /// The rules and elements that lead there, in the packet's order; at most
-    /// [`crate::limits::EVIDENCE_PER_ROW`].
-    pub evidence: Vec<Evidence>,
+    /// [`crate::limits::EVIDENCE_PER_ROW`]. Rows with the same proof share it, as they do below.
+    pub evidence: Arc<[Evidence]>,
     /// The backend's own evidence (rule or element that translates to it), parallel to
     /// `forwarding.backends`.
-    pub backend_evidence: Vec<Evidence>,
+    pub backend_evidence: Arc<[Evidence]>,
 }
 
 /// What is: one datapath of one node as read in one pass. A key that is not there gets

@@ -321,7 +321,7 @@ fn forwarding(f: v1::Forwarding) -> Result<Forwarding> {
             "rows.action",
             f.action.ok_or(WireError::Missing("rows.action"))?,
         )?,
-        backends: each("rows.backends", f.backends, limits::BACKENDS, backend)?,
+        backends: each("rows.backends", f.backends, limits::BACKENDS, backend)?.into(),
         affinity: match f.affinity {
             None => Affinity::None,
             Some(a) => match a.kind {

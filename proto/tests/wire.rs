@@ -23,7 +23,7 @@ fn forwarding() -> Forwarding {
     Forwarding {
         service: Some(ServicePortName::new("shop", "web", "http")),
         action: Action::Forward,
-        backends: vec![
+        backends: [
             Backend {
                 address: "10.244.1.5:8080".parse().unwrap(),
                 share: 0.5,
@@ -34,7 +34,8 @@ fn forwarding() -> Forwarding {
                 share: 0.5,
                 masquerade: Masquerade::Never,
             },
-        ],
+        ]
+        .into(),
         affinity: Affinity::ClientIp(10800),
         source_ranges: Some(SourceRanges {
             ranges: vec![

@@ -10,6 +10,7 @@
 mod answer;
 mod candidates;
 mod eval;
+mod hash;
 mod place;
 mod program;
 mod row;
@@ -17,19 +18,23 @@ mod set;
 mod source;
 
 use crate::netfilter::ruleset::{Chain, Ruleset, Table};
-use eval::Walker;
+use eval::{Tails, Walker};
 use model::address::{Family, Frontend, Protocol, SourceClass};
 use model::capture::Reading;
 use model::finding::Evidence;
 use model::limits::EVIDENCE_PER_ROW;
 use model::name::ServicePortName;
 use model::profile::LocalDetector;
-use model::table::{Action, DecidedBy, Forwarding, ForwardingTable, Observed};
+use model::table::{Action, DecidedBy, Forwarding, ForwardingTable, Key, Observed};
 use model::view::NodeView;
+use place::Proofs;
 use program::Program;
 use source::Source;
-use std::collections::{BTreeMap, HashSet};
+use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::rc::Rc;
+use std::sync::Arc;
 
 /// What a datapath says about names: which chains are its own, and whose they are.
 pub trait Owner {
@@ -70,29 +75,51 @@ pub struct Ask<'a> {
 ///
 /// [`Reading::Absent`]: no table sees the family's packets and nothing of it is asked for.
 pub fn walk(ruleset: &Ruleset, ask: &Ask<'_>) -> BTreeMap<Family, Reading<ForwardingTable>> {
+    walk_all(ruleset, ask, true)
+}
+
+/// `by_tails`: what follows a translation is walked once for all backends that the rules treat alike.
+fn walk_all(
+    ruleset: &Ruleset,
+    ask: &Ask<'_>,
+    by_tails: bool,
+) -> BTreeMap<Family, Reading<ForwardingTable>> {
     Family::ALL
         .into_iter()
-        .map(|family| (family, walk_family(ruleset, ask, family)))
+        .map(|family| (family, walk_family(ruleset, ask, family, by_tails)))
         .collect()
 }
 
-fn walk_family(ruleset: &Ruleset, ask: &Ask<'_>, family: Family) -> Reading<ForwardingTable> {
+fn walk_family(
+    ruleset: &Ruleset,
+    ask: &Ask<'_>,
+    family: Family,
+    by_tails: bool,
+) -> Reading<ForwardingTable> {
     let desired = || ask.desired.iter().filter(|(f, _)| f.family() == family);
     let programs = Program::orders(ruleset, family, ask.owner);
     let program = &programs[0];
     if program.tables.is_empty() && desired().next().is_none() {
         return Reading::Absent;
     }
-    let locals: HashSet<IpAddr> = ask.node.addresses.iter().map(|a| a.address).collect();
+    let locals: hash::Set<IpAddr> = ask.node.addresses.iter().map(|a| a.address).collect();
     let local = |a: IpAddr| a.is_loopback() || locals.contains(&a);
     let named = candidates::Named::of(program, family);
-    let sources: Vec<(SourceClass, Source)> = SourceClass::ALL
+    let sources: Vec<(SourceClass, Rc<Source>)> = SourceClass::ALL
         .into_iter()
-        .map(|c| (c, Source::of_class(c, family, ask.detector, ask.node)))
+        .map(|c| {
+            let source = Source::of_class(c, family, ask.detector, ask.node);
+            (c, Rc::new(source))
+        })
         .collect();
 
     let mut frontends = named.frontends(ask.node);
     frontends.extend(desired().map(|(f, _)| *f));
+    let proofs = Proofs::default();
+    let tails: Vec<Vec<RefCell<Tails<'_, '_>>>> = sources
+        .iter()
+        .map(|_| programs.iter().map(|_| RefCell::default()).collect())
+        .collect();
     let mut table = ForwardingTable::default();
     for frontend in frontends {
         let Some((address, protocol, port)) = named.point(frontend, &local) else {
@@ -100,22 +127,24 @@ fn walk_family(ruleset: &Ruleset, ask: &Ask<'_>, family: Family) -> Reading<Forw
         };
         let wanted = ask.desired.get(&frontend);
         let mut rows = Vec::with_capacity(3);
-        for (class, source) in &sources {
-            let looped;
-            let source = if address.is_loopback() {
-                looped = source.to_loopback(address);
-                &looped
-            } else {
-                source
-            };
+        for ((class, source), tails) in sources.iter().zip(&tails) {
+            let (mut source, mut tails) = (source.clone(), Some(tails));
+            if address.is_loopback() {
+                // Another source, with ways of its own.
+                source = Rc::new(source.to_loopback(address));
+                tails = None;
+            }
             let service = wanted.and_then(|w| w.as_ref());
-            let row = in_any_order(&programs, |program| {
-                let mut walker = Walker::new(program, source, &local);
+            let row = in_any_order(&programs, |program, order| {
+                let mut walker = Walker::new(program, source.clone(), &local);
+                walker.tails = tails.filter(|_| by_tails).map(|t| &t[order]);
                 let answer = walker.walk(address, protocol.number(), port);
-                row::observed(answer, &walker.affinity, ask.owner, frontend, service)
+                let affinity = &walker.affinity;
+                row::observed(answer, affinity, ask.owner, frontend, service, &proofs)
             });
             rows.push(((frontend, *class), row));
         }
+        share(&mut rows);
         if wanted.is_some() || rows.iter().any(|(_, r)| row::says_something(r)) {
             table.rows.extend(rows);
         }
@@ -123,27 +152,46 @@ fn walk_family(ruleset: &Ruleset, ask: &Ask<'_>, family: Family) -> Reading<Forw
     Reading::Read(table)
 }
 
+/// Lists that the rows of one frontend have in common become one in memory.
+fn share(rows: &mut [(Key, Observed)]) {
+    fn same<T: PartialEq>(own: &mut Arc<[T]>, other: &Arc<[T]>) {
+        if own == other {
+            *own = other.clone();
+        }
+    }
+    for i in 1..rows.len() {
+        let (before, rest) = rows.split_at_mut(i);
+        let row = &mut rest[0].1;
+        for (_, other) in before {
+            same(&mut row.forwarding.backends, &other.forwarding.backends);
+            same(&mut row.evidence, &other.evidence);
+            same(&mut row.backend_evidence, &other.backend_evidence);
+        }
+    }
+}
+
 /// What each order gives, if that is the same.
 fn in_any_order<'a, 'p>(
     programs: &'a [Program<'p>],
-    mut walk: impl FnMut(&'a Program<'p>) -> Observed,
+    mut walk: impl FnMut(&'a Program<'p>, usize) -> Observed,
 ) -> Observed {
-    let mut row = walk(&programs[0]);
-    for other in &programs[1..] {
-        let other = walk(other);
+    let mut row = walk(&programs[0], 0);
+    for (order, other) in programs.iter().enumerate().skip(1) {
+        let other = walk(other, order);
         if (&other.forwarding, other.decided_by) != (&row.forwarding, row.decided_by) {
             let why = "several base chains have rules at the same hook and priority, and which of \
                        them comes first decides";
+            let both = row.evidence.iter().chain(other.evidence.iter());
+            let evidence = both.take(EVIDENCE_PER_ROW).cloned().collect();
             row = Observed {
                 forwarding: Forwarding::without_backends(
                     row.forwarding.service,
                     Action::Unknown(why.into()),
                 ),
                 decided_by: DecidedBy::Nobody,
-                evidence: row.evidence.into_iter().chain(other.evidence).collect(),
-                backend_evidence: Vec::new(),
+                evidence,
+                backend_evidence: Arc::default(),
             };
-            row.evidence.truncate(EVIDENCE_PER_ROW);
         }
     }
     row
@@ -177,12 +225,13 @@ pub(crate) fn way(
     let (address, protocol, port) = destination;
     let programs = Program::orders(ruleset, Family::of(address), ask.owner);
     let local = |a: IpAddr| ask.node.is_local(a);
-    let from = Source::exact(source.0, source.1, source.2, ask.node);
+    let from = Rc::new(Source::exact(source.0, source.1, source.2, ask.node));
     let frontend = Frontend::port(address, protocol, port);
     let service = ask.desired.get(&frontend).and_then(|s| s.as_ref());
     let mut places = Vec::new();
-    let end = in_any_order(&programs, |program| {
-        let mut walker = Walker::new(program, &from, &local);
+    let proofs = Proofs::default();
+    let end = in_any_order(&programs, |program, _| {
+        let mut walker = Walker::new(program, from.clone(), &local);
         walker.passed = Some(Vec::new());
         let answer = walker.walk(address, protocol.number(), port);
         let passed = walker.passed.take().unwrap_or_default();
@@ -193,7 +242,8 @@ pub(crate) fn way(
                 .map(|p| (p.hook, p.place.evidence(), p.chance))
                 .collect();
         }
-        row::observed(answer, &walker.affinity, ask.owner, frontend, service)
+        let affinity = &walker.affinity;
+        row::observed(answer, affinity, ask.owner, frontend, service, &proofs)
     });
     Way { places, end }
 }

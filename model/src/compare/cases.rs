@@ -200,7 +200,8 @@ fn missing_and_stale_backends_without_a_share() {
 fn wrong_share() {
     let shares = |a: f64, b: f64| {
         let mut f = forward(web(), &[A, B]);
-        (f.backends[0].share, f.backends[1].share) = (a, b);
+        let backends = Arc::make_mut(&mut f.backends);
+        (backends[0].share, backends[1].share) = (a, b);
         f
     };
     let mut w = World::new();
@@ -300,7 +301,7 @@ fn wrong_source_ranges() {
 fn wrong_masquerade() {
     let with = |m| {
         let mut f = forward(web(), &[A, B]);
-        f.backends[0].masquerade = m;
+        Arc::make_mut(&mut f.backends)[0].masquerade = m;
         f
     };
     let mut w = World::new();
@@ -359,7 +360,7 @@ fn a_foreign_rule_is_one_difference() {
     for at in [WEB, "10.96.0.20:80/TCP"] {
         w.kernel_by(at, forward(web(), &["10.9.9.9:1"]), DecidedBy::Foreign);
         for o in w.rows(Family::V4).values_mut() {
-            o.backend_evidence = vec![evidence("evil", "dnat to 10.9.9.9:1")];
+            o.backend_evidence = Arc::new([evidence("evil", "dnat to 10.9.9.9:1")]);
         }
     }
     let d = only(&w);

@@ -130,7 +130,7 @@ fn deciding(observed: &Observed, answer: &Forwarding) -> Evidence {
     let translated = o
         .backends
         .iter()
-        .zip(&observed.backend_evidence)
+        .zip(observed.backend_evidence.iter())
         .find(|(b, _)| pair::twin(answer, b).is_none())
         .map(|(_, e)| e);
     translated

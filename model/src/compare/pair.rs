@@ -163,7 +163,7 @@ pub(super) fn difference(
     let o = &observed.forwarding;
     let mut evidence: Vec<Evidence> = Vec::new();
     let of_backend = |wanted: &dyn Fn(&Backend) -> bool| {
-        let both = o.backends.iter().zip(&observed.backend_evidence);
+        let both = o.backends.iter().zip(observed.backend_evidence.iter());
         both.filter(|(b, _)| wanted(b))
             .map(|(_, e)| e.clone())
             .collect::<Vec<_>>()

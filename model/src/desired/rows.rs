@@ -21,7 +21,9 @@ use crate::table::{
     SourceRanges,
 };
 use ipnet::IpNet;
+use std::cell::RefCell;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 type Rows = Vec<(Key, OneOf<Forwarding>)>;
 
@@ -34,6 +36,7 @@ pub(super) fn of_plan(ground: &Ground, plan: &PortPlan, hairpins: &Hairpins) -> 
             plan,
             hairpins,
             selection,
+            lists: RefCell::default(),
         };
         let mut rows = maker.rows();
         rows.sort_by_key(|row| row.0);
@@ -58,6 +61,8 @@ struct Maker<'a> {
     plan: &'a PortPlan<'a>,
     hairpins: &'a Hairpins,
     selection: &'a Selection,
+    /// Lists of backends that were made for other rows.
+    lists: RefCell<Vec<Arc<[Backend]>>>,
 }
 
 impl Maker<'_> {
@@ -334,7 +339,7 @@ impl Maker<'_> {
         }
         let share = 1.0 / list.len() as f64;
         let protocol = self.plan.port.protocol;
-        let backends = list
+        let backends: Arc<[Backend]> = list
             .iter()
             .map(|target| Backend {
                 address: target.address,
@@ -346,6 +351,14 @@ impl Maker<'_> {
                 },
             })
             .collect();
+        let mut lists = self.lists.borrow_mut();
+        let backends = match lists.iter().find(|known| **known == backends) {
+            Some(known) => known.clone(),
+            None => {
+                lists.push(backends.clone());
+                backends
+            }
+        };
         Forwarding {
             service: Some(self.plan.name.clone()),
             action: Action::Forward,

@@ -47,7 +47,7 @@ pub(crate) fn forward(service: ServicePortName, backends: &[&str]) -> Forwarding
     Forwarding {
         service: Some(service),
         action: Action::Forward,
-        backends,
+        backends: backends.into(),
         affinity: Affinity::None,
         source_ranges: None,
     }
@@ -75,7 +75,7 @@ pub(crate) fn observed(forwarding: Forwarding, decided_by: DecidedBy) -> Observe
         .map(|b| evidence("endpoint", &format!("dnat to {}", b.address)))
         .collect();
     Observed {
-        evidence: vec![evidence("service-ips", "the way there")],
+        evidence: Arc::new([evidence("service-ips", "the way there")]),
         backend_evidence,
         decided_by,
         forwarding,

@@ -237,7 +237,7 @@ fn differences(want: &Forwarding, does: &Forwarding) -> Vec<String> {
             .find(|o| o.address == b.address)
             .map(|o| o.share)
     };
-    for b in &want.backends {
+    for b in want.backends.iter() {
         match find(&does.backends, b) {
             None => out.push(format!("sends nothing to {}", b.address)),
             // Weights of rules are multiples of 2^-31 or of one thousandth.
@@ -252,7 +252,7 @@ fn differences(want: &Forwarding, does: &Forwarding) -> Vec<String> {
             Some(_) => {}
         }
     }
-    for b in &does.backends {
+    for b in does.backends.iter() {
         if find(&want.backends, b).is_none() {
             out.push(format!(
                 "sends to {}, which the API does not offer",

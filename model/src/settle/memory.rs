@@ -167,7 +167,7 @@ fn digest(f: &Forwarding, h: &mut DefaultHasher) {
     } = f;
     let _: (&Action, &Affinity, &Option<SourceRanges>) = (action, affinity, source_ranges);
     (service, action, affinity, source_ranges, backends.len()).hash(h);
-    for b in backends {
+    for b in backends.iter() {
         (b.address, b.share.to_bits(), b.masquerade).hash(h);
     }
 }

@@ -14,11 +14,12 @@ fn forward(service: &ServicePortName, backend: &str) -> Forwarding {
     Forwarding {
         service: Some(service.clone()),
         action: Action::Forward,
-        backends: vec![Backend {
+        backends: [Backend {
             address: backend.parse().unwrap(),
             share: 1.0,
             masquerade: Masquerade::Never,
-        }],
+        }]
+        .into(),
         affinity: Affinity::None,
         source_ranges: None,
     }

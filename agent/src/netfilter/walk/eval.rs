@@ -6,6 +6,7 @@
 mod condition;
 mod maps;
 mod rule;
+mod tail;
 
 use super::answer::{Answer, End, Leaf, Trail};
 use super::place::Place;
@@ -13,10 +14,13 @@ use super::program::{Candidates, Program};
 use super::source::{Constraints, Prefixes, Source};
 use crate::netfilter::ruleset::{ChainType, Field, HookPoint, Value};
 use model::table::{DecidedBy, Masquerade};
+use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
+
+pub(super) use tail::Tails;
 
 /// Where in the hooks a packet is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -103,18 +107,20 @@ pub(super) struct Passed<'p> {
 /// Walks packets; one for each row.
 pub(super) struct Walker<'a, 'p> {
     pub program: &'a Program<'p>,
-    pub source: &'a Source,
+    pub source: Rc<Source>,
     pub local: &'a dyn Fn(IpAddr) -> bool,
     pub forks: usize,
     pub affinity: Vec<AffinityRule>,
     /// Filled for a trace only.
     pub passed: Option<Vec<Passed<'p>>>,
+    /// What became of earlier packets of this source after their translation.
+    pub tails: Option<&'a RefCell<Tails<'a, 'p>>>,
 }
 
 impl<'a, 'p> Walker<'a, 'p> {
     pub fn new(
         program: &'a Program<'p>,
-        source: &'a Source,
+        source: Rc<Source>,
         local: &'a dyn Fn(IpAddr) -> bool,
     ) -> Self {
         Walker {
@@ -124,6 +130,7 @@ impl<'a, 'p> Walker<'a, 'p> {
             forks: 0,
             affinity: Vec::new(),
             passed: None,
+            tails: None,
         }
     }
 
@@ -164,8 +171,13 @@ impl<'a, 'p> Walker<'a, 'p> {
     fn go(&mut self, mut st: State<'a, 'p>, within: Option<(u32, usize)>) -> Answer<'p> {
         let mut pending: Vec<Pending<'p>> = Vec::new();
         let mut within = within;
+        // A branch: what was being written down is the way of another one.
+        self.forget_tail();
         let end = loop {
             let Some(frame) = st.frames.last_mut() else {
+                if self.known_tail(&mut st) {
+                    break self.through(&st);
+                }
                 match self.next_base(&mut st) {
                     Some(answer) => break answer,
                     None => continue,
@@ -186,6 +198,7 @@ impl<'a, 'p> Walker<'a, 'p> {
                 Flow::End(answer) => break answer,
             }
         };
+        self.forget_tail();
         fold(pending, end)
     }
 
@@ -194,7 +207,10 @@ impl<'a, 'p> Walker<'a, 'p> {
         let point = match st.stage {
             Stage::At(point) | Stage::Again(point) => point,
             Stage::Delivered => HookPoint::Postrouting,
-            Stage::Through => return Some(self.through(st)),
+            Stage::Through => {
+                self.tail_ended(st);
+                return Some(self.through(st));
+            }
         };
         let list = self.program.base(point);
         while let Some(&chain) = list.get(st.next_base) {
@@ -226,7 +242,7 @@ impl<'a, 'p> Walker<'a, 'p> {
             HookPoint::Postrouting => st.source_done = true,
             HookPoint::Input | HookPoint::Forward | HookPoint::Ingress => {}
         }
-        let local = (self.local)(st.daddr);
+        let local = self.is_local(st);
         st.next_base = 0;
         st.stage = match st.stage {
             Stage::At(HookPoint::Prerouting) if local => Stage::At(HookPoint::Input),
@@ -244,9 +260,11 @@ impl<'a, 'p> Walker<'a, 'p> {
 
     fn enter(&self, st: &mut State<'a, 'p>, chain: usize) {
         let program = self.program;
+        let rules = program.chains[chain].candidates(st.daddr, st.protocol, st.dport);
+        self.asks_rules(chain, rules);
         st.frames.push(Frame {
             chain,
-            rules: program.chains[chain].candidates(st.daddr, st.protocol, st.dport),
+            rules,
             trail: st.trail.clone(),
             mark: st.mark,
         });

@@ -1,11 +1,13 @@
 //! A place that a packet passes: a rule, an element of a map or a chain's policy, and how a proof
 //! names it.
 
+use super::hash::Map;
 use super::source::is_host;
 use crate::netfilter::ruleset::{
     Chain, Data, Element, Field, NatTarget, Op, Rule, Set, Table, Value, Verdict,
 };
 use model::finding::Evidence;
+use std::cell::RefCell;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -39,13 +41,18 @@ impl<'p> Place<'p> {
 
     /// As the proof that a report shows.
     pub fn evidence(&self) -> Evidence {
+        self.evidence_in(self.table.word().into())
+    }
+
+    /// The same with the table's word for its family, which many share.
+    fn evidence_in(&self, family: Arc<str>) -> Evidence {
         let text = self
             .element()
             .map(|e| Arc::from(element_text(e, self.fields)));
         // A named map is where the element stands; an anonymous one stands in its rule.
         let named = self.element.map(|(s, _)| s).filter(|s| !s.anonymous);
         Evidence {
-            family: self.table.word().into(),
+            family,
             table: self.table.name.clone(),
             chain: named.map_or_else(|| self.chain.name.clone(), |s| s.name.clone()),
             handle: match named {
@@ -84,6 +91,47 @@ impl<'p> Place<'p> {
             }
         }
         "passes".to_string()
+    }
+}
+
+/// Proofs that were written for other rows: one place is named by many.
+#[derive(Default)]
+pub(super) struct Proofs {
+    /// By the addresses of chain, rule, set, and the element's number.
+    written: RefCell<Map<[usize; 4], Evidence>>,
+    /// By the table's address.
+    families: RefCell<Map<usize, Arc<str>>>,
+}
+
+/// Proofs kept: those of a few frontends, and what is common to all.
+const KEPT: usize = 4_096;
+
+impl Proofs {
+    /// [`Place::evidence`], written once.
+    pub fn of(&self, place: &Place<'_>) -> Evidence {
+        fn at<T>(thing: &T) -> usize {
+            std::ptr::from_ref(thing).addr()
+        }
+        let key = [
+            at(place.chain),
+            place.rule.map_or(0, at),
+            place.element.map_or(0, |(set, _)| at(set)),
+            place.element.map_or(0, |(_, i)| i),
+        ];
+        let mut written = self.written.borrow_mut();
+        if let Some(evidence) = written.get(&key) {
+            return evidence.clone();
+        }
+        if written.len() >= KEPT {
+            written.clear();
+        }
+        let mut families = self.families.borrow_mut();
+        let family = families
+            .entry(at(place.table))
+            .or_insert_with(|| place.table.word().into());
+        let evidence = place.evidence_in(family.clone());
+        written.insert(key, evidence.clone());
+        evidence
     }
 }
 

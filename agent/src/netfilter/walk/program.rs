@@ -1,6 +1,7 @@
 //! A ruleset made ready to be walked: rules found by the point that a packet goes to.
 
 use super::Owner;
+use super::hash::{Map, Set};
 use super::place::Place;
 use super::set::WalkSet;
 use super::source::is_host;
@@ -8,7 +9,6 @@ use crate::netfilter::ruleset::{
     Chain, Field, HookPoint, Lookup, Match, NatTarget, Op, Rule, Ruleset, Table, TableFamily, Value,
 };
 use model::address::Family;
-use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 
 /// A chain with its rules sorted by the destination they demand.
@@ -19,11 +19,31 @@ pub(super) struct WalkChain<'p> {
     pub own: bool,
     /// Lets in by source ranges.
     pub ranges: bool,
-    generic: Vec<u32>,
-    by_address: HashMap<IpAddr, Vec<u32>>,
-    by_port: HashMap<(u8, u16), Vec<u32>>,
-    by_point: HashMap<(IpAddr, u8, u16), Vec<u32>>,
+    /// `None`: no rule demands a destination, so all may match; there are up to [`PLAIN`] of them.
+    index: Option<Box<Index>>,
 }
+
+/// Rules by the destination that they demand.
+#[derive(Default)]
+struct Index {
+    generic: Vec<u32>,
+    by_address: Map<IpAddr, Vec<u32>>,
+    by_port: Map<(u8, u16), Vec<u32>>,
+    by_point: Map<(IpAddr, u8, u16), Vec<u32>>,
+}
+
+/// Most chains belong to one endpoint: a few rules, none of which demands a destination.
+const PLAIN: usize = 32;
+const ALL: [u32; PLAIN] = {
+    let mut all = [0; PLAIN];
+    let mut i = 0;
+    while i < PLAIN {
+        all[i] = i as u32;
+        i += 1;
+    }
+    all
+};
+static ALL_RULES: [u32; PLAIN] = ALL;
 
 /// The rules of a chain that may match a packet to one point, in order.
 #[derive(Clone, Copy, Debug)]
@@ -32,6 +52,15 @@ pub(super) struct Candidates<'p> {
 }
 
 impl Candidates<'_> {
+    /// The very same rules?
+    pub fn same(&self, other: &Candidates<'_>) -> bool {
+        let both = self.lists.iter().zip(&other.lists);
+        both.clone().all(|(a, b)| a.len() == b.len())
+            && both
+                .clone()
+                .all(|(a, b)| a.is_empty() || std::ptr::eq(*a, *b))
+    }
+
     /// The next rule.
     pub fn next(&mut self) -> Option<u32> {
         let mut best: Option<(usize, u32)> = None;
@@ -55,41 +84,57 @@ impl<'p> WalkChain<'p> {
             chain,
             own,
             ranges,
-            generic: Vec::new(),
-            by_address: HashMap::new(),
-            by_port: HashMap::new(),
-            by_point: HashMap::new(),
+            index: None,
         };
+        let demands = |rule| {
+            let d = Demand::of(rule);
+            (d.address, d.protocol.zip(d.port))
+        };
+        if chain.rules.len() <= PLAIN && chain.rules.iter().all(|r| demands(r) == (None, None)) {
+            return c;
+        }
+        let mut index = Box::<Index>::default();
         for (i, rule) in chain.rules.iter().enumerate() {
             let i = i as u32;
-            let demand = Demand::of(rule);
-            match (demand.address, demand.protocol.zip(demand.port)) {
+            match demands(rule) {
                 (Some(a), Some((proto, port))) => {
-                    c.by_point.entry((a, proto, port)).or_default().push(i);
+                    index.by_point.entry((a, proto, port)).or_default().push(i);
                 }
-                (Some(a), None) => c.by_address.entry(a).or_default().push(i),
-                (None, Some(key)) => c.by_port.entry(key).or_default().push(i),
-                (None, None) => c.generic.push(i),
+                (Some(a), None) => index.by_address.entry(a).or_default().push(i),
+                (None, Some(key)) => index.by_port.entry(key).or_default().push(i),
+                (None, None) => index.generic.push(i),
             }
         }
+        c.index = Some(index);
         c
+    }
+
+    /// Are its candidates the same for every point?
+    pub fn is_plain(&self) -> bool {
+        self.index.is_none()
     }
 
     /// The rules that may match a packet to this point.
     pub fn candidates(&self, address: IpAddr, protocol: u8, port: u16) -> Candidates<'_> {
-        fn list<K: std::hash::Hash + Eq>(map: &HashMap<K, Vec<u32>>, key: K) -> &[u32] {
+        fn list<K: std::hash::Hash + Eq>(map: &Map<K, Vec<u32>>, key: K) -> &[u32] {
             if map.is_empty() {
                 &[]
             } else {
                 map.get(&key).map_or(&[], |v| v)
             }
         }
+        let Some(index) = &self.index else {
+            let all = &ALL_RULES[..self.chain.rules.len().min(PLAIN)];
+            return Candidates {
+                lists: [all, &[], &[], &[]],
+            };
+        };
         Candidates {
             lists: [
-                &self.generic,
-                list(&self.by_address, address),
-                list(&self.by_port, (protocol, port)),
-                list(&self.by_point, (address, protocol, port)),
+                &index.generic,
+                list(&index.by_address, address),
+                list(&index.by_port, (protocol, port)),
+                list(&index.by_point, (address, protocol, port)),
             ],
         }
     }
@@ -144,9 +189,9 @@ pub(super) struct Program<'p> {
     pub chains: Vec<WalkChain<'p>>,
     /// First chain of each table in `chains`.
     first: Vec<usize>,
-    sets: Vec<HashMap<&'p str, WalkSet<'p>>>,
+    sets: Vec<Map<&'p str, WalkSet<'p>>>,
     /// Base chains by hook, earliest first.
-    base: HashMap<HookPoint, Vec<usize>>,
+    base: Map<HookPoint, Vec<usize>>,
 }
 
 /// Which base chains come first where hook and priority are the same. In the kernel it is the one
@@ -178,7 +223,7 @@ impl<'p> Program<'p> {
             policy || !c.chain.rules.is_empty()
         };
         self.base.values().any(|list| {
-            let mut seen = HashSet::new();
+            let mut seen = Set::default();
             list.iter()
                 .map(|&c| &self.chains[c])
                 .filter(says)
@@ -193,7 +238,7 @@ impl<'p> Program<'p> {
             chains: Vec::new(),
             first: Vec::new(),
             sets: Vec::new(),
-            base: HashMap::new(),
+            base: Map::default(),
         };
         for table in ruleset.tables.iter().filter(|t| sees(t, family)) {
             let t = p.tables.len();

@@ -2,7 +2,7 @@
 
 use super::answer::{Answer, End, Leaf, Plain, Trail, tidy};
 use super::eval::AffinityRule;
-use super::place::Place;
+use super::place::{Place, Proofs};
 use super::{Names, Owner};
 use crate::netfilter::ruleset::{Data, Op, Verdict};
 use model::address::Frontend;
@@ -11,6 +11,7 @@ use model::limits::EVIDENCE_PER_ROW;
 use model::name::ServicePortName;
 use model::table::{Action, Affinity, Backend, DecidedBy, Forwarding, Observed, SourceRanges};
 use std::rc::Rc;
+use std::sync::Arc;
 
 /// Anything but a packet left alone?
 pub(super) fn says_something(row: &Observed) -> bool {
@@ -24,14 +25,15 @@ pub(super) fn observed(
     owner: &dyn Owner,
     frontend: Frontend,
     wanted: Option<&ServicePortName>,
+    proofs: &Proofs,
 ) -> Observed {
     let (inside, ranges) = match answer {
         Answer::Unknown(why) => {
             return Observed {
                 forwarding: Forwarding::without_backends(wanted.cloned(), Action::Unknown(why)),
                 decided_by: DecidedBy::Nobody,
-                evidence: Vec::new(),
-                backend_evidence: Vec::new(),
+                evidence: Arc::default(),
+                backend_evidence: Arc::default(),
             };
         }
         Answer::Plain(leaves) => (leaves, None),
@@ -41,9 +43,9 @@ pub(super) fn observed(
             outside,
         } => (inside, Some((ranges, outside))),
     };
-    let mut row = plain(inside, affinity, owner);
+    let mut row = plain(inside, affinity, owner, proofs);
     if let Some((ranges, outside)) = ranges {
-        let other = plain(outside, affinity, owner);
+        let other = plain(outside, affinity, owner, proofs);
         // A wildcard row shows its ranges like any other.
         row.forwarding.source_ranges = Some(SourceRanges {
             ranges,
@@ -52,22 +54,30 @@ pub(super) fn observed(
         if other.decided_by == DecidedBy::Foreign {
             row.decided_by = DecidedBy::Foreign;
         }
-        for e in other.evidence {
-            if !row.evidence.contains(&e) {
-                row.evidence.push(e);
+        let mut all = row.evidence.to_vec();
+        for e in other.evidence.iter() {
+            if !all.contains(e) {
+                all.push(e.clone());
             }
         }
-        row.evidence.truncate(EVIDENCE_PER_ROW);
+        all.truncate(EVIDENCE_PER_ROW);
+        row.evidence = all.into();
     }
     if frontend.is_wildcard() {
         row.forwarding.service = None;
-    } else if row.forwarding.service.is_none() {
+    } else if row.forwarding.service.is_none() || row.forwarding.service.as_ref() == wanted {
+        // The same name is one name in memory.
         row.forwarding.service = wanted.cloned();
     }
     row
 }
 
-fn plain(leaves: Plain<'_>, affinity: &[AffinityRule], owner: &dyn Owner) -> Observed {
+fn plain(
+    leaves: Plain<'_>,
+    affinity: &[AffinityRule],
+    owner: &dyn Owner,
+    proofs: &Proofs,
+) -> Observed {
     let leaves = tidy(leaves);
     let service = leaves.iter().find_map(|l| service(l, owner));
     let decided_by = if leaves.iter().any(|l| l.by == DecidedBy::Foreign) {
@@ -80,7 +90,7 @@ fn plain(leaves: Plain<'_>, affinity: &[AffinityRule], owner: &dyn Owner) -> Obs
     let (forward, rest): (Vec<&Leaf>, Vec<&Leaf>) = leaves
         .iter()
         .partition(|l| matches!(l.end, End::Forward(_)));
-    let mut evidence = common(&leaves);
+    let mut evidence = common(&leaves, proofs);
     if forward.is_empty() {
         let action = match &rest[..] {
             [one] => match one.end {
@@ -94,8 +104,8 @@ fn plain(leaves: Plain<'_>, affinity: &[AffinityRule], owner: &dyn Owner) -> Obs
         return Observed {
             forwarding: Forwarding::without_backends(service, action),
             decided_by,
-            evidence,
-            backend_evidence: Vec::new(),
+            evidence: evidence.into(),
+            backend_evidence: Arc::default(),
         };
     }
     // Connections that get no backend although others do: the row shows the backends that there
@@ -116,7 +126,7 @@ fn plain(leaves: Plain<'_>, affinity: &[AffinityRule], owner: &dyn Owner) -> Obs
                 element: None,
                 says: "".into(),
             },
-            |t| t.place.evidence(),
+            |t| proofs.of(&t.place),
         );
         e.says = format!(
             "{:.1} % of new connections are {what}: {}",
@@ -148,20 +158,20 @@ fn plain(leaves: Plain<'_>, affinity: &[AffinityRule], owner: &dyn Owner) -> Obs
                 element: None,
                 says: format!("translated to {address}").into(),
             },
-            |p| p.evidence(),
+            |p| proofs.of(&p),
         ));
     }
     Observed {
         forwarding: Forwarding {
             service,
             action: Action::Forward,
-            backends,
+            backends: backends.into(),
             affinity: kept(&forward, affinity),
             source_ranges: None,
         },
         decided_by,
-        evidence,
-        backend_evidence,
+        evidence: evidence.into(),
+        backend_evidence: backend_evidence.into(),
     }
 }
 
@@ -210,22 +220,47 @@ fn kept(forward: &[&Leaf<'_>], rules: &[AffinityRule]) -> Affinity {
 }
 
 /// The places that all ends have in common, in the packet's order.
-fn common(leaves: &Plain<'_>) -> Vec<Evidence> {
-    let Some(first) = leaves.first() else {
+fn common(leaves: &Plain<'_>, proofs: &Proofs) -> Vec<Evidence> {
+    let Some((first, rest)) = leaves.split_first() else {
         return Vec::new();
     };
-    let mut shared = places(first);
-    for leaf in &leaves[1..] {
-        let other = places(leaf);
-        let n = shared
-            .iter()
-            .zip(&other)
-            .take_while(|(a, b)| a == b)
-            .count();
-        shared.truncate(n);
+    let all = rest.iter().fold(first.trail.as_ref(), |shared, leaf| {
+        beginning(shared, leaf.trail.as_ref())
+    });
+    let mut evidence: Vec<Evidence> = trail(all)
+        .skip(depth(all).saturating_sub(EVIDENCE_PER_ROW))
+        .map(|t| proofs.of(&t.place))
+        .collect();
+    evidence.reverse();
+    evidence
+}
+
+type Last<'a, 'p> = Option<&'a Rc<Trail<'p>>>;
+
+/// From the last place to the first.
+fn trail<'a, 'p>(last: Last<'a, 'p>) -> impl Iterator<Item = &'a Rc<Trail<'p>>> {
+    std::iter::successors(last, |t| t.before.as_ref())
+}
+
+fn depth(last: Last<'_, '_>) -> usize {
+    trail(last).count()
+}
+
+/// The last place of what two trails have in common from their first place on.
+fn beginning<'a, 'p>(a: Last<'a, 'p>, b: Last<'a, 'p>) -> Last<'a, 'p> {
+    let (a_depth, b_depth) = (depth(a), depth(b));
+    let mut a = trail(a).skip(a_depth.saturating_sub(b_depth)).peekable();
+    let mut b = trail(b).skip(b_depth.saturating_sub(a_depth));
+    let mut shared = a.peek().copied();
+    while let (Some(x), Some(y)) = (a.next(), b.next()) {
+        if Rc::ptr_eq(x, y) {
+            break;
+        }
+        if x.place != y.place {
+            shared = x.before.as_ref();
+        }
     }
-    shared.truncate(EVIDENCE_PER_ROW);
-    shared.iter().map(Place::evidence).collect()
+    shared
 }
 
 fn places<'p>(leaf: &Leaf<'p>) -> Vec<Place<'p>> {

@@ -1,9 +1,9 @@
 //! A set made ready for look-ups: elements by key, also where the source address is not known.
 
+use super::hash::Map;
 use super::source::{is_host, range_prefixes};
 use crate::netfilter::ruleset::{Element, Set, Value};
 use std::cell::RefCell;
-use std::collections::HashMap;
 use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -35,20 +35,24 @@ pub(super) enum Found<'p> {
 /// A set with its elements by key.
 pub(super) struct WalkSet<'p> {
     pub set: &'p Set,
-    exact: HashMap<Key, usize>,
+    /// Empty in a small set, where looking at each element is quicker.
+    exact: Map<Key, usize>,
     others: Vec<usize>,
     catch_all: Option<usize>,
     /// Elements by the rest of the key, the source's position left out.
-    by_rest: RefCell<HashMap<usize, SourceIndex>>,
+    by_rest: RefCell<Map<usize, SourceIndex>>,
 }
 
-type SourceIndex = HashMap<Key, Rc<Vec<(ipnet::IpNet, usize)>>>;
+type SourceIndex = Map<Key, Rc<Vec<(ipnet::IpNet, usize)>>>;
+
+/// Elements of a small set: the map of one Service's endpoints.
+const SMALL: usize = 16;
 
 impl<'p> WalkSet<'p> {
     pub fn new(set: &'p Set) -> Self {
         let mut s = WalkSet {
             set,
-            exact: HashMap::new(),
+            exact: Map::default(),
             others: Vec::new(),
             catch_all: None,
             by_rest: RefCell::default(),
@@ -56,6 +60,10 @@ impl<'p> WalkSet<'p> {
         for (i, e) in set.elements.iter().enumerate() {
             if e.catch_all {
                 s.catch_all = Some(i);
+            } else if set.elements.len() <= SMALL {
+                if !is_exact(&e.key) {
+                    s.others.push(i);
+                }
             } else if let Some(key) = exact_key(&e.key, None) {
                 s.exact.entry(key).or_insert(i);
             } else {
@@ -74,7 +82,13 @@ impl<'p> WalkSet<'p> {
             return Found::Unknown("the set is filled by traffic");
         }
         let Some(position) = source else {
-            if let Some(&i) = self.exact.get(key) {
+            let exact = if self.set.elements.len() <= SMALL {
+                let mut all = self.set.elements.iter();
+                all.position(|e| !e.catch_all && is_exactly(&e.key, key))
+            } else {
+                self.exact.get(key).copied()
+            };
+            if let Some(i) = exact {
                 return Found::Element(i);
             }
             for &i in &self.others {
@@ -105,7 +119,7 @@ impl<'p> WalkSet<'p> {
     }
 
     fn index_by_rest(&self, position: usize) -> SourceIndex {
-        let mut index: HashMap<Key, Vec<(ipnet::IpNet, usize)>> = HashMap::new();
+        let mut index: Map<Key, Vec<(ipnet::IpNet, usize)>> = Map::default();
         for (i, e) in self.set.elements.iter().enumerate() {
             let prefixes = match e.key.get(position) {
                 Some(Value::Prefix(p)) => vec![*p],
@@ -120,6 +134,29 @@ impl<'p> WalkSet<'p> {
         }
         index.into_iter().map(|(k, v)| (k, Rc::new(v))).collect()
     }
+}
+
+/// Does each value stand for one key only?
+fn is_exact(values: &[Value]) -> bool {
+    values.len() <= NO_KEY.len()
+        && values.iter().all(|v| match v {
+            Value::Prefix(p) => is_host(p),
+            Value::Number(a, b) => a == b,
+            Value::Name(_, prefix) => !prefix,
+            Value::AddressRange(..) | Value::Bytes(_) => false,
+        })
+}
+
+/// Are the values exact, and exactly this key?
+fn is_exactly(values: &[Value], key: &Key) -> bool {
+    is_exact(values)
+        && key[values.len()..].iter().all(|part| *part == Part::None)
+        && values.iter().zip(key).all(|(v, part)| match (v, part) {
+            (Value::Prefix(p), Part::Address(a)) => p.addr() == *a,
+            (Value::Number(n, _), Part::Number(m)) => n == m,
+            (Value::Name(n, _), Part::Name(m)) => n == m,
+            _ => false,
+        })
 }
 
 fn exact_key(values: &[Value], without: Option<usize>) -> Option<Key> {

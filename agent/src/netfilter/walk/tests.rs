@@ -2,6 +2,7 @@
 
 mod branches;
 mod large;
+mod tails;
 pub(crate) mod text;
 mod ties;
 
@@ -52,7 +53,10 @@ fn see_with(
         detector,
         owner,
     };
-    match walk(ruleset, &ask).remove(&Family::V4) {
+    let tables = walk_all(ruleset, &ask, true);
+    // What follows a translation is the same whether it is walked once or for each backend.
+    assert_eq!(tables, walk_all(ruleset, &ask, false));
+    match { tables }.remove(&Family::V4) {
         Some(Reading::Read(table)) => Seen(table),
         other => panic!("{other:?}"),
     }
@@ -75,7 +79,7 @@ impl Seen {
         let row = self.row(frontend, class);
         let f = &row.forwarding;
         let mut text = f.action.word().to_string();
-        for b in &f.backends {
+        for b in f.backends.iter() {
             let m = match b.masquerade {
                 Masquerade::Never => "never",
                 Masquerade::Always => "always",

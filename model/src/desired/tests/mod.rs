@@ -1,6 +1,7 @@
 //! Tables of cases: objects in, rows as text out.
 
 mod destinations;
+mod incremental;
 mod node_ports;
 mod order;
 mod selection;
@@ -253,7 +254,7 @@ fn show(row: Option<&OneOf<Forwarding>>) -> String {
 
 fn show_one(forwarding: &Forwarding) -> String {
     let mut text = forwarding.action.word().to_string();
-    for backend in &forwarding.backends {
+    for backend in forwarding.backends.iter() {
         let masquerade = match backend.masquerade {
             Masquerade::Never => "never",
             Masquerade::Always => "always",

@@ -3,7 +3,7 @@
 use super::*;
 
 /// xorshift64*; its seed is printed.
-struct Random(u64);
+pub(super) struct Random(pub u64);
 
 impl Random {
     fn next(&mut self) -> u64 {
@@ -13,11 +13,11 @@ impl Random {
         self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
     }
 
-    fn below(&mut self, n: usize) -> usize {
+    pub fn below(&mut self, n: usize) -> usize {
         (self.next() % n as u64) as usize
     }
 
-    fn one_in(&mut self, n: usize) -> bool {
+    pub fn one_in(&mut self, n: usize) -> bool {
         self.below(n) == 0
     }
 
@@ -28,7 +28,7 @@ impl Random {
     }
 }
 
-fn random_service(r: &mut Random, n: usize) -> (Service, Vec<EndpointSlice>) {
+pub(super) fn random_service(r: &mut Random, n: usize) -> (Service, Vec<EndpointSlice>) {
     let cluster_ip = format!("10.96.{}.{}", n / 250, n % 250 + 1);
     let mut service = if r.one_in(2) {
         balanced(|_| ())

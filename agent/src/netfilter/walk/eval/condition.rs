@@ -26,7 +26,7 @@ impl<'a, 'p> Walker<'a, 'p> {
 
     pub(super) fn source_in(&self, st: &State<'a, 'p>, prefixes: &Prefixes) -> Truth {
         decide(
-            self.source,
+            &self.source,
             &st.constraints,
             &st.in_ranges,
             self.ranges(st),
@@ -35,8 +35,9 @@ impl<'a, 'p> Walker<'a, 'p> {
     }
 
     /// Decides a condition.
-    pub(super) fn matches(&self, st: &State<'a, 'p>, m: &Match) -> Truth {
+    pub(super) fn matches(&self, st: &State<'a, 'p>, m: &'p Match) -> Truth {
         let truth = self.any_of(st, m);
+        self.asks_match(st, m, &truth);
         match (truth, m.negated) {
             (Truth::Yes, true) => Truth::No,
             (Truth::No, true) => Truth::Yes,
@@ -44,7 +45,7 @@ impl<'a, 'p> Walker<'a, 'p> {
         }
     }
 
-    fn any_of(&self, st: &State<'a, 'p>, m: &Match) -> Truth {
+    pub(super) fn any_of(&self, st: &State<'a, 'p>, m: &Match) -> Truth {
         match m.field {
             Field::Saddr => {
                 let mut prefixes: Vec<IpNet> = Vec::with_capacity(m.any_of.len());
@@ -213,7 +214,8 @@ impl<'a, 'p> Walker<'a, 'p> {
         Ok((key, source))
     }
 
-    pub(super) fn looks_up(&self, st: &State<'a, 'p>, chain: usize, l: &Lookup) -> Truth {
+    pub(super) fn looks_up(&self, st: &State<'a, 'p>, chain: usize, l: &'p Lookup) -> Truth {
+        self.asks_lookup(st, chain, l);
         let Some(set) = self.program.set(chain, &l.set) else {
             return Truth::Unknown(format!("a set that was not read: {}", l.set).into());
         };

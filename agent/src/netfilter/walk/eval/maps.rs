@@ -38,6 +38,11 @@ impl<'a, 'p> Walker<'a, 'p> {
             }
         };
         match found {
+            Found::Missing => self.asks_lookup(st, chain, lookup),
+            // Which element it is decides the way.
+            _ => self.forget_tail(),
+        }
+        match found {
             Found::Missing => Flow::On,
             Found::Element(i) => match &set.set.elements[i].data {
                 Some(Data::Verdict(v)) => self.verdict(st, chain, at(i), v),
@@ -93,6 +98,7 @@ impl<'a, 'p> Walker<'a, 'p> {
         pending: &mut Vec<Pending<'p>>,
         nat: bool,
     ) -> Flow<'p> {
+        self.forget_tail();
         let place = self.program.place(chain, Some(index));
         let Some(set) = self.program.set(chain, map) else {
             return Flow::End(Answer::unknown(format!("a map that was not read: {map}")));
@@ -149,6 +155,7 @@ impl<'a, 'p> Walker<'a, 'p> {
         target: &'p NatTarget,
         pending: &mut Vec<Pending<'p>>,
     ) -> Flow<'p> {
+        self.forget_tail();
         match target {
             NatTarget::Fixed { address, port } => {
                 self.translated(st, place, *address, *port);
@@ -213,6 +220,7 @@ impl<'a, 'p> Walker<'a, 'p> {
         address: Option<IpAddr>,
         port: Option<u16>,
     ) {
+        self.forget_tail();
         self.note(st, place, None);
         st.daddr = address.unwrap_or(st.daddr);
         st.dport = port.unwrap_or(st.dport);

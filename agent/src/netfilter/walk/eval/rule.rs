@@ -91,10 +91,14 @@ impl<'a, 'p> Walker<'a, 'p> {
                 }
                 Op::SetMark { and, xor } => st.mark = (st.mark & and) ^ xor,
                 Op::AffinityCheck { list, seconds } => {
+                    self.forget_tail();
                     self.remembered(st, chain, (index, k), list, *seconds);
                     return Flow::On;
                 }
-                Op::AffinityUpdate { list } => st.updates.push(list.clone()),
+                Op::AffinityUpdate { list } => {
+                    self.forget_tail();
+                    st.updates.push(list.clone());
+                }
                 Op::Dnat(target) => {
                     return self.translate(st, chain, index, place, target, pending);
                 }
@@ -168,6 +172,7 @@ impl<'a, 'p> Walker<'a, 'p> {
         if rule.ops[op + 1..].iter().all(harmless) {
             return Flow::On;
         }
+        self.forget_tail();
         self.forks += 1;
         if self.forks > FORKS_PER_ROW {
             return Flow::End(Answer::unknown(
@@ -216,6 +221,7 @@ impl<'a, 'p> Walker<'a, 'p> {
         if p <= 0.0 {
             return Flow::On;
         }
+        self.forget_tail();
         if let Some(chain) = st.frames.last().map(|f| f.chain) {
             let place = self.program.place(chain, Some(index));
             self.note(st, place, Some(p));

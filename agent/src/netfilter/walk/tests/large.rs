@@ -56,7 +56,17 @@ fn rules() -> String {
 fn five_thousand_services() {
     let ruleset = text::iptables(&rules());
     let start = Instant::now();
-    let seen = see(&ruleset, &Iptables);
+    let (desired, node, detector) = (BTreeMap::new(), node(), cidr());
+    let ask = Ask {
+        desired: &desired,
+        node: &node,
+        detector: &detector,
+        owner: &Iptables,
+    };
+    let Some(Reading::Read(table)) = walk(&ruleset, &ask).remove(&Family::V4) else {
+        panic!("no table")
+    };
+    let seen = Seen(table);
     let took = start.elapsed();
     println!("{} rows in {took:?}", seen.0.rows.len());
     assert_eq!(seen.0.rows.len(), 15_000);
