@@ -56,8 +56,9 @@ impl Captures {
 
     /// As rules. Tables of iptables-legacy come last.
     ///
-    /// Failed where the lists of nf_tables do not fit together: an object that another one names is
-    /// missing, or one is there twice. Without it, what hangs on it would look deleted.
+    /// Failed where a table of iptables-legacy is cut off, and where the lists of nf_tables do not fit
+    /// together: an object that another one names is missing, or one is there twice. What is missing
+    /// would look deleted.
     pub fn decode(&self) -> Reading<Ruleset> {
         let mut ruleset = Ruleset::default();
         if let Some(capture) = &self.nf_tables {
@@ -76,8 +77,15 @@ impl Captures {
             }
             ruleset = decoded.ruleset;
         }
-        let legacy = self.legacy.iter().map(|c| legacy::decode(c).table);
-        ruleset.tables.extend(legacy);
+        for capture in &self.legacy {
+            let decoded = legacy::decode(capture);
+            // What is of no chain is of the table as a whole.
+            if let Some(unknown) = decoded.unknown.iter().find(|u| u.name.is_empty()) {
+                let table = format!("{} {}", decoded.table.word(), decoded.table.name);
+                return Reading::Failed(gap(&table, unknown.what.to_string()));
+            }
+            ruleset.tables.push(decoded.table);
+        }
         Reading::Read(ruleset)
     }
 }
@@ -85,8 +93,13 @@ impl Captures {
 /// Is it something that a whole reading never has?
 fn is_torn(unknown: &nftables::Unknown) -> bool {
     match &*unknown.what {
-        "table not understood" | "chain not understood" | "set not understood"
-        | "rule not understood" | "set without a name" | "a table twice" | "a chain twice" => true,
+        "table not understood"
+        | "chain not understood"
+        | "set not understood"
+        | "rule not understood"
+        | "set without a name"
+        | "a table twice"
+        | "a chain twice" => true,
         // Of a set that is known they make the set unread, and no more.
         "elements not understood" => unknown.table.is_empty(),
         what => what.contains(" of no "),
