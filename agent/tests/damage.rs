@@ -143,7 +143,8 @@ fn findings(reading: &Reading<Ruleset>, pass: &Recorded, partial: bool) -> Vec<S
 
 #[test]
 fn no_decoder_panics_whatever_the_bytes() {
-    let mut all: Vec<(fn(&[u8]), Vec<u8>)> = Vec::new();
+    type Try = (fn(&[u8]), Vec<u8>);
+    let mut all: Vec<Try> = Vec::new();
     for name in ["iptables-nft", "iptables-legacy", "nftables", "others"] {
         let file = format!("{name}.bundle");
         let (captures, _) = bundle(&file);

@@ -2,6 +2,11 @@
 //! order it is seen, the result is what reading everything gives. Needs root; without it each test
 //! says so and is skipped.
 
+#![allow(
+    clippy::disallowed_types,
+    reason = "tests may run programs, the agent may not"
+)]
+
 mod namespace;
 
 use agent::host::nf_tables;

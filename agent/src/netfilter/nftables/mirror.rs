@@ -40,7 +40,9 @@ impl Mirror {
     /// under its old name, so is the content.
     pub fn tables<'a>(&mut self, list: impl Iterator<Item = &'a [u8]>) -> bool {
         let mut changed = false;
-        let mut named: BTreeMap<(u8, Vec<u8>), (Identity, &[u8])> = BTreeMap::new();
+        // Which it is, and its message, by `nfgen_family` and name.
+        type Named<'m> = BTreeMap<(u8, Vec<u8>), (Identity, &'m [u8])>;
+        let mut named = Named::new();
         for message in list {
             let (mut name, mut identity) = (Vec::new(), Identity::default());
             for (kind, value) in Attributes::new(message.get(4..).unwrap_or_default()) {
@@ -161,7 +163,9 @@ impl Mirror {
     /// that is renamed keeps its handle, and every rule and element that leads to it gives its new
     /// name from now on, whenever it was written.
     pub fn renames<'a>(&self, chains: impl Iterator<Item = &'a [u8]>) -> bool {
-        let mut named: HashMap<(TableFamily, &[u8]), HashMap<u64, &[u8]>> = HashMap::new();
+        // New names by handle, by table.
+        type Named<'m> = HashMap<(TableFamily, &'m [u8]), HashMap<u64, &'m [u8]>>;
+        let mut named = Named::new();
         for message in chains {
             if let Some(a) = attributes_of(message) {
                 named
