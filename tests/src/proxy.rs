@@ -49,7 +49,7 @@ impl Mode {
     }
 
     /// The backend that the folder of links in front of PATH chooses, where iptables is used.
-    pub(crate) fn iptables_backend(self) -> Option<&'static str> {
+    pub fn iptables_backend(self) -> Option<&'static str> {
         match self {
             Mode::IptablesNft => Some("nft"),
             Mode::IptablesLegacy => Some("legacy"),
