@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 
 use crate::api::{self, Call};
 use crate::cache::Version;
-use crate::churn::{self, FAULT_PATIENCE, Watching, changed, steadily};
+use crate::churn::{self, FAULT_LIMIT, Watching, changed, steadily};
 use crate::faults::{self, DURING_CHURN, agents};
 use crate::laboratory::Laboratory;
 use crate::oracle;
@@ -52,7 +52,7 @@ pub fn soak(how: Soak) -> Result<String> {
         "\nseed {}: {} changes a second for {} min",
         how.seed, how.rate, how.minutes
     );
-    let mut watching = Watching::new(&laboratory, FAULT_PATIENCE);
+    let mut watching = Watching::new(&laboratory, FAULT_LIMIT);
     let mut change = Change {
         slices: generated
             .slices
