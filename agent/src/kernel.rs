@@ -181,6 +181,7 @@ fn read_legacy(mut last: Vec<Kept>, changed: &mut bool) -> Result<Vec<Kept>, Gap
         Err(error) => return Err(gap("iptables-legacy", error.to_string())),
     };
     let mut all = Vec::with_capacity(names.len());
+    let mut torn = None;
     for name in &names {
         let mut take = |capture: legacy::capture::TableCapture| {
             let mut hasher = HASHES.build_hasher();
@@ -193,7 +194,13 @@ fn read_legacy(mut last: Vec<Kept>, changed: &mut bool) -> Result<Vec<Kept>, Gap
                 other => {
                     drop(other);
                     *changed = true;
-                    legacy::decode(&capture).table
+                    let decoded = legacy::decode(&capture);
+                    // What is of no chain is of the table as a whole: the rest would look deleted.
+                    if let Some(unknown) = decoded.unknown.iter().find(|u| u.name.is_empty()) {
+                        let table = format!("{} {}", decoded.table.word(), decoded.table.name);
+                        torn.get_or_insert(gap(&table, unknown.what.to_string()));
+                    }
+                    decoded.table
                 }
             };
             all.push(Kept {
@@ -210,6 +217,9 @@ fn read_legacy(mut last: Vec<Kept>, changed: &mut bool) -> Result<Vec<Kept>, Gap
                 Err(error) => return Err(gap("iptables-legacy", error.to_string())),
             }
         }
+    }
+    if let Some(torn) = torn {
+        return Err(torn);
     }
     // Tables that are gone.
     *changed |= !last.is_empty();

@@ -63,7 +63,7 @@ impl Captures {
         let mut ruleset = Ruleset::default();
         if let Some(capture) = &self.nf_tables {
             let decoded = nftables::decode(capture);
-            if let Some(unknown) = decoded.unknown.iter().find(|u| is_torn(u)) {
+            if let Some(unknown) = decoded.unknown.iter().find(|u| u.is_torn()) {
                 return Reading::Failed(gap(
                     "nf_tables",
                     format!(
@@ -87,22 +87,6 @@ impl Captures {
             ruleset.tables.push(decoded.table);
         }
         Reading::Read(ruleset)
-    }
-}
-
-/// Is it something that a whole reading never has?
-fn is_torn(unknown: &nftables::Unknown) -> bool {
-    match &*unknown.what {
-        "table not understood"
-        | "chain not understood"
-        | "set not understood"
-        | "rule not understood"
-        | "set without a name"
-        | "a table twice"
-        | "a chain twice" => true,
-        // Of a set that is known they make the set unread, and no more.
-        "elements not understood" => unknown.table.is_empty(),
-        what => what.contains(" of no "),
     }
 }
 

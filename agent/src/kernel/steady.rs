@@ -130,12 +130,27 @@ impl Steady {
             self.mirror = Mirror::default();
             self.marks.everything();
         }
+        let mut anew = false;
         for _ in 0..ROUNDS {
             self.marks.tables = false;
             changed |= self.tables()?;
             let (now, writer) = generation(&mut *self.answers)?;
             self.hear_until(now)?;
             if self.marks.is_clean() {
+                if self.mirror.is_torn() {
+                    // An object came before what it belongs to, and again after it; or one is damaged,
+                    // and left out it would look deleted. Everything, read once more, tells.
+                    self.marks.everything();
+                    if anew {
+                        return Err(ReadError::Failed(NetlinkError::Protocol(
+                            "what was read does not fit together",
+                        )));
+                    }
+                    anew = true;
+                    changed = true;
+                    self.everything()?;
+                    continue;
+                }
                 self.mirror.forget_notes();
                 let mut ruleset = self.mirror.lend();
                 ruleset.generation = Some(now);
@@ -453,4 +468,83 @@ fn one(answers: &mut dyn Answers, question: &Question<'_>) -> Result<Option<Vec<
         }
     }
     Err(ReadError::Torn { tries: TRIES })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::netfilter::nftables::capture::Capture;
+
+    /// A kernel that holds what was recorded, and in whose list of chains one may be damaged.
+    struct Recorded(Capture, bool);
+
+    impl Answers for Recorded {
+        fn ask(
+            &mut self,
+            question: &Question<'_>,
+            each: &mut dyn FnMut(&[u8]) -> bool,
+        ) -> Result<(), NetlinkError> {
+            let all = match question {
+                Question::Generation => {
+                    each(&[0, 0, 0, 0, 8, 0, 1, 0, 0, 0, 0, 7]);
+                    return Ok(());
+                }
+                Question::Tables => &self.0.tables,
+                Question::Chains => &self.0.chains,
+                Question::Sets => &self.0.sets,
+                Question::Rules { .. } => &self.0.rules,
+                Question::Elements { .. } => &self.0.elements,
+                other => panic!("{other:?}"),
+            };
+            let is_asked = |m: &[u8]| match question {
+                Question::Rules { family, table, .. } => {
+                    m[0] == *family && c_string(find(m, 1)) == *table
+                }
+                Question::Elements { family, table, set } => {
+                    (m[0], c_string(find(m, 1)), c_string(find(m, 2))) == (*family, *table, *set)
+                }
+                _ => true,
+            };
+            let cut = self.1 && matches!(question, Question::Chains);
+            for (at, message) in all.iter().filter(|m| is_asked(m)).enumerate() {
+                let end = if cut && at == 1 { 30 } else { message.len() };
+                each(&message[..end]);
+            }
+            Ok(())
+        }
+    }
+
+    struct Silent;
+
+    impl Hears for Silent {
+        fn hear(&mut self, _: &mut dyn FnMut(u16, &[u8])) -> Result<Heard, NetlinkError> {
+            Ok(Heard::All)
+        }
+
+        fn wait(&mut self, _: Duration) {}
+    }
+
+    /// A chain that is left out because its message is damaged would look deleted.
+    #[test]
+    fn what_does_not_fit_together_is_no_reading() {
+        let capture = || {
+            let file = include_bytes!("../../tests/captures/kube-proxy-iptables.nfcapture");
+            Capture::load(file).expect("a whole capture")
+        };
+        let steady = |damaged| Steady::of(Box::new(Recorded(capture(), damaged)), Box::new(Silent));
+        let whole = steady(false).read().expect("whole").ruleset;
+        let mut decoded = crate::netfilter::nftables::decode(&capture()).ruleset;
+        assert_eq!(whole.tables.len(), decoded.tables.len());
+        decoded.tables.sort_by_key(|t| (t.family, t.name.clone()));
+        for (kept, decoded) in whole.tables.iter().zip(&decoded.tables) {
+            assert_eq!(kept.chains, decoded.chains);
+        }
+        let Err(error) = steady(true).read() else {
+            panic!("judged")
+        };
+        assert!(
+            error.to_string().contains("does not fit together"),
+            "{error}"
+        );
+    }
 }

@@ -52,6 +52,24 @@ pub struct Unknown {
     pub what: Arc<str>,
 }
 
+impl Unknown {
+    /// Is it something that a whole reading never has? What is missing in one would look deleted.
+    pub fn is_torn(&self) -> bool {
+        match &*self.what {
+            "table not understood"
+            | "chain not understood"
+            | "set not understood"
+            | "rule not understood"
+            | "set without a name"
+            | "a table twice"
+            | "a chain twice" => true,
+            // Of a set that is known they make the set unread, and no more.
+            "elements not understood" => self.table.is_empty(),
+            what => what.contains(" of no "),
+        }
+    }
+}
+
 /// Names, each kept once.
 #[derive(Default)]
 pub(crate) struct Names {

@@ -282,6 +282,11 @@ impl Mirror {
         self.decoder.unknown.clear();
     }
 
+    /// Did something that was read since the notes were forgotten not fit together?
+    pub fn is_torn(&self) -> bool {
+        self.decoder.unknown.iter().any(|u| u.is_torn())
+    }
+
     /// Lends the tables.
     pub fn lend(&mut self) -> Ruleset {
         self.lent = true;
