@@ -1,4 +1,4 @@
-//! 5,000 Services with 10 endpoints each are walked well within a second.
+//! 5,000 Services with 10 endpoints each are walked; what that costs, `cargo lab bench` measures.
 
 use super::*;
 use std::fmt::Write;
@@ -78,6 +78,4 @@ fn five_thousand_services() {
             .iter()
             .all(|b| (b.share - 0.1).abs() < 1e-9)
     );
-    // Generous: the machine may be busy. Quadratic work would take minutes.
-    assert!(took.as_secs() < 10, "{took:?}");
 }
