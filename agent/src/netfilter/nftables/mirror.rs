@@ -4,7 +4,7 @@
 //! by what was read anew. What the result is worth is the reader's business: see `kernel::steady`.
 
 use super::attributes::{Attributes, be32, be64, c_string};
-use super::{Decoder, RawSets, attributes_of, family};
+use super::{Decoder, RawSets, Unknown, attributes_of, family};
 use crate::netfilter::nftables::registers::Registers;
 use crate::netfilter::ruleset::{Ruleset, Table, TableFamily};
 use std::collections::{BTreeMap, HashMap};
@@ -85,13 +85,24 @@ impl Mirror {
             if self.decoder.tables.len() > before {
                 self.identities.push(identity);
                 changed = true;
+                // What came before the table is told of by events that it shares with the table.
+                let (family, name) = (
+                    self.decoder.tables[before].family,
+                    &self.decoder.tables[before].name,
+                );
+                self.decoder.unknown.retain(|u| {
+                    (u.family, &u.table) != (family, name) || !u.what.ends_with(" of no table")
+                });
             }
         }
         changed
     }
 
     fn forget(&mut self, at: usize) {
-        self.decoder.tables.remove(at);
+        let gone = self.decoder.tables.remove(at);
+        self.decoder
+            .unknown
+            .retain(|u| (u.family, &u.table) != (gone.family, &gone.name));
         self.decoder.described.remove(at);
         self.decoder.uses.remove(at);
         self.identities.remove(at);
@@ -148,8 +159,21 @@ impl Mirror {
         }
     }
 
+    /// What was noted about an object when it was read earlier says nothing of it as it is read now.
+    fn forget_notes_of(&mut self, place: &Place, about: fn(&Unknown) -> bool) {
+        let family = family(&[place.family]);
+        let (table, name) = (
+            self.decoder.names.get(&place.table),
+            self.decoder.names.get(&place.name),
+        );
+        self.decoder
+            .unknown
+            .retain(|u| (u.family, &u.table, &u.name) != (family, &table, &name) || !about(u));
+    }
+
     /// A chain that is gone.
     pub fn without_chain(&mut self, place: &Place) {
+        self.forget_notes_of(place, is_of_rules);
         let name = self.decoder.names.get(&place.name);
         if let Some(owner) = self.owner(place) {
             let table = &mut self.decoder.tables[owner];
@@ -211,6 +235,7 @@ impl Mirror {
 
     /// A set that is gone.
     pub fn without_set(&mut self, place: &Place) {
+        self.forget_notes_of(place, is_of_elements);
         let name = self.decoder.names.get(&place.name);
         if let Some(owner) = self.owner(place) {
             self.decoder.described[owner].remove(&name);
@@ -229,6 +254,7 @@ impl Mirror {
         messages: impl Iterator<Item = &'a [u8]>,
         learnt: &mut Vec<Place>,
     ) {
+        self.forget_notes_of(place, is_of_rules);
         let Some(owner) = self.owner(place) else {
             return;
         };
@@ -265,6 +291,7 @@ impl Mirror {
 
     /// All elements of a set.
     pub fn elements<'a>(&mut self, place: &Place, messages: impl Iterator<Item = &'a [u8]>) {
+        self.forget_notes_of(place, is_of_elements);
         let Some(owner) = self.owner(place) else {
             return;
         };
@@ -311,6 +338,16 @@ impl Mirror {
 /// What is carried from expression to expression while rules are decoded.
 #[derive(Default)]
 pub struct RuleState(Registers);
+
+/// Is it noted about a rule? Those of a chain are read together.
+fn is_of_rules(note: &Unknown) -> bool {
+    note.handle != 0 || &*note.what == "rule of no chain"
+}
+
+/// Is it noted about the elements of a set?
+fn is_of_elements(note: &Unknown) -> bool {
+    !is_of_rules(note) && &*note.what != "hook not understood"
+}
 
 fn remove_chain(table: &mut Table, at: usize) -> crate::netfilter::ruleset::Chain {
     let gone = table.chains.swap_remove(at);
