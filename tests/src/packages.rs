@@ -30,6 +30,11 @@ pub const KERNEL: &[Package] = &[
         name: "iptables",
         program: "iptables-nft",
     },
+    // kube-proxy's rules count with objects of nfnetlink_acct, which must be there before them.
+    Package {
+        name: "nfacct",
+        program: "nfacct",
+    },
     Package {
         name: "util-linux",
         program: "setpriv",
