@@ -5,17 +5,14 @@ use crate::world::Moment;
 use agent::datapath;
 use agent::host::links::Links;
 use agent::kernel::Kernel;
-use model::address::Frontend;
 use model::capture::{Gap, Reading, Snapshot};
 use model::compare::Comparison;
-use model::desired::desired;
+use model::desired::{DesiredState, Touched, desired};
 use model::examine::{Examined, Pass, elsewhere, examine};
-use model::name::{NodeName, ServiceName, ServicePortName};
+use model::name::{NodeName, ServiceName};
 use model::profile::ProxyProfile;
 use model::settle::Ledger;
-use model::table::DesiredTable;
 use model::view::{LocalAddress, NodeView};
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// What a pass was made from, and what it gave, to be used again where nothing changed.
@@ -23,7 +20,6 @@ struct Last {
     changes: u64,
     profile: ProxyProfile,
     node: NodeView,
-    desired: DesiredTable,
     snapshot: Snapshot,
     compared: Option<Arc<Comparison>>,
 }
@@ -35,6 +31,8 @@ pub struct Looker {
     passes: u64,
     kernel: Option<Kernel>,
     links: Links,
+    /// What the API asks for, brought up to date by the Services that it said something about.
+    desired: DesiredState,
     last: Option<Last>,
     /// Fetched again since the last pass.
     refreshed: Vec<ServiceName>,
@@ -57,6 +55,7 @@ impl Looker {
             passes: 0,
             kernel: None,
             links: Links::default(),
+            desired: DesiredState::default(),
             last: None,
             refreshed: Vec::new(),
         }
@@ -95,12 +94,16 @@ impl Looker {
                 name: self.node.clone(),
                 addresses: addresses.to_vec(),
             };
-            let desired = desired(&moment.view, &node, &moment.profile);
-            let mut frontends: BTreeMap<Frontend, Option<ServicePortName>> = BTreeMap::new();
-            for ((frontend, _), answers) in &desired {
-                let service = answers.any_of.iter().find_map(|f| f.service.clone());
-                frontends.entry(*frontend).or_insert(service);
-            }
+            let (since, touched) = &moment.since;
+            let follows = self.last.as_ref().is_some_and(|l| l.changes == *since);
+            let anything = Touched::anything();
+            let touched = if follows { touched } else { &anything };
+            let (view, profile) = (&moment.view, &moment.profile);
+            self.desired.update(view, &node, profile, touched);
+            debug_assert!(
+                *self.desired.table() == desired(view, &node, profile),
+                "made by parts ({touched:?}), the desired table is another than made whole"
+            );
             let failed = match &links {
                 Err(error) => Some(Gap {
                     what: "links".into(),
@@ -112,13 +115,12 @@ impl Looker {
             let reading = self.kernel.as_ref().map_or(&nothing, |k| &k.ruleset);
             let refused = failed.map(Reading::Failed);
             let reading = refused.as_ref().unwrap_or(reading);
-            let snapshot = datapath::snapshot(reading, &frontends, &node, &moment.profile);
-            let (changes, profile) = (moment.changes, moment.profile.clone());
+            let snapshot = datapath::snapshot(reading, self.desired.frontends(), &node, profile);
+            let (changes, profile) = (moment.changes, profile.clone());
             self.last = Some(Last {
                 changes,
                 profile,
                 node,
-                desired,
                 snapshot,
                 compared: self.last.take().and_then(|l| l.compared),
             });
@@ -135,7 +137,7 @@ impl Looker {
                 node: &last.node,
                 profile: &last.profile,
                 proxy: moment.proxy.as_ref(),
-                desired: &last.desired,
+                desired: self.desired.table(),
                 snapshot: &last.snapshot,
                 refreshed: &refreshed,
                 gaps: &moment.gaps,

@@ -8,15 +8,14 @@ use crate::bundle::{self, About, Captures, KernelRead, Limits, LoadError, Record
 use crate::datapath;
 use crate::netfilter::ruleset::Ruleset;
 use model::capture::{Gap, Reading};
-use model::desired::desired;
+use model::desired::{desired, frontends};
 use model::examine::{Examined, Pass, elsewhere, examine};
-use model::name::{NodeName, ServiceName, ServicePortName};
+use model::name::{NodeName, ServiceName};
 use model::profile::{ProxyHealth, ProxyProfile};
 use model::report::Report;
 use model::settle::Ledger;
 use model::time::Now;
 use model::view::{ClusterView, LocalAddress, NodeView};
-use std::collections::BTreeMap;
 use std::io::BufRead;
 
 /// Everything that one pass is made from.
@@ -68,11 +67,7 @@ impl Judge {
             addresses: seen.addresses.as_ref().cloned().unwrap_or_default(),
         };
         let desired = desired(seen.view, &node, seen.profile);
-        let mut frontends: BTreeMap<_, Option<ServicePortName>> = BTreeMap::new();
-        for ((frontend, _), answers) in &desired {
-            let service = answers.any_of.iter().find_map(|f| f.service.clone());
-            frontends.entry(*frontend).or_insert(service);
-        }
+        let frontends = frontends(&desired);
         let failed = match seen.addresses {
             Err(error) => Some(Gap {
                 what: "links".into(),

@@ -8,6 +8,7 @@ use cluster::said::{Collection, Said};
 use cluster::{api, manifests};
 use futures::StreamExt;
 use model::capture::Gap;
+use model::desired::Touched;
 use model::name::{NodeName, ServiceName};
 use model::profile::{ProxyHealth, ProxyProfile};
 use model::time::Now;
@@ -49,11 +50,14 @@ pub struct World {
     inner: Mutex<Inner>,
 }
 
-#[derive(Default)]
 struct Inner {
     view: Arc<ClusterView>,
     /// Counts changes of the view.
     changes: u64,
+    /// `changes` when a moment was last given.
+    given: u64,
+    /// What was said since.
+    touched: Touched,
     alive: BTreeMap<Collection, Now>,
     lost: BTreeMap<Collection, String>,
     bad: VecDeque<(Now, String)>,
@@ -67,6 +71,8 @@ pub struct Moment {
     pub view: Arc<ClusterView>,
     /// Changes whenever the view does.
     pub changes: u64,
+    /// What was said since the moment before: the one with these `changes`.
+    pub since: (u64, Touched),
     /// Who programs the node.
     pub profile: ProxyProfile,
     /// kube-proxy's health, where one is expected.
@@ -129,11 +135,7 @@ impl World {
             by_manifests,
             expects_proxy: !by_manifests || flags.expect_proxy,
             door,
-            inner: Mutex::new(Inner {
-                view: Arc::new(view),
-                sources,
-                ..Inner::default()
-            }),
+            inner: Mutex::new(Inner::new(view, sources)),
         });
         tokio::spawn(world.clone().listen(hears));
         let listeners = Listeners {
@@ -164,7 +166,7 @@ impl World {
         tokio::time::timeout(longest, wait).await.is_ok()
     }
 
-    /// What is known now.
+    /// What is known now, and what was said since the last call.
     pub fn moment(&self) -> Moment {
         let now = clock::now();
         let mut inner = self.lock();
@@ -198,11 +200,13 @@ impl World {
                 .map(|s| s.health.clone())
                 .unwrap_or_default()
         };
+        let proxy = self.expects_proxy.then(health);
         Moment {
             view: inner.view.clone(),
             changes: inner.changes,
+            since: inner.give(),
             profile,
-            proxy: self.expects_proxy.then(health),
+            proxy,
             gaps,
         }
     }
@@ -309,6 +313,29 @@ impl World {
 }
 
 impl Inner {
+    fn new(view: ClusterView, sources: Sources) -> Inner {
+        Inner {
+            view: Arc::new(view),
+            changes: 0,
+            given: 0,
+            touched: Touched::nothing(),
+            alive: BTreeMap::new(),
+            lost: BTreeMap::new(),
+            bad: VecDeque::new(),
+            sources,
+            scraped: false,
+        }
+    }
+
+    /// What was said since this was last asked, and how many changes of the view there were then.
+    fn give(&mut self) -> (u64, Touched) {
+        let given = std::mem::replace(&mut self.given, self.changes);
+        (
+            given,
+            std::mem::replace(&mut self.touched, Touched::nothing()),
+        )
+    }
+
     fn take(&mut self, change: Change) {
         // A watch may still tell of an object's past when the object was fetched in between.
         if let Change::Service(new) = &change
@@ -324,6 +351,7 @@ impl Inner {
         {
             return;
         }
+        self.touched.note(&change, &self.view);
         Arc::make_mut(&mut self.view).apply(change, clock::now());
         self.changes += 1;
     }
@@ -357,5 +385,33 @@ fn is_older(new: &str, old: &str) -> bool {
     match (new.parse::<u128>(), old.parse::<u128>()) {
         (Ok(new), Ok(old)) => new < old,
         _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    /// A pass that brings the desired table up to date by what was touched must be told of
+    /// everything since the pass before, once, and know which pass that was.
+    #[test]
+    fn what_was_touched_is_given_once() {
+        let mut inner = Inner::new(ClusterView::default(), Sources::default());
+        let (a, b) = (ServiceName::new("shop", "a"), ServiceName::new("shop", "b"));
+        assert_eq!(inner.give(), (0, Touched::nothing()));
+        inner.take(Change::ServiceGone(a.clone()));
+        inner.take(Change::ServiceGone(b.clone()));
+        let (since, touched) = inner.give();
+        assert_eq!(since, 0);
+        assert_eq!(touched.services(), Some(&BTreeSet::from([a.clone(), b])));
+        assert_eq!(inner.give(), (2, Touched::nothing()));
+        inner.take(Change::ServiceGone(a));
+        inner.take(Change::Replace {
+            services: Vec::new(),
+            slices: Vec::new(),
+        });
+        assert_eq!(inner.give(), (2, Touched::anything()));
+        assert_eq!(inner.give(), (4, Touched::nothing()));
     }
 }

@@ -29,20 +29,21 @@ use crate::table::{Action, Because, DesiredTable, Forwarding, Key, OneOf};
 use crate::view::{ClusterView, NodeView};
 use node_ports::{NodeIps, NodePorts};
 use ports::PortPlan;
+use rows::Rows;
 use rules::{Rules, Wildcard};
 use std::collections::btree_map::Entry;
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-pub use state::{DesiredState, Updated, touched};
+pub use state::{DesiredState, Touched, Updated, frontends};
 
 /// What every Service address should do on this node.
 ///
 /// Where the mode or the version is not known, every possible one's answer is accepted.
 pub fn desired(view: &ClusterView, node: &NodeView, profile: &ProxyProfile) -> DesiredTable {
     over_all_rules(profile, |rules| {
-        Ground::new(view, node, profile, rules).table()
+        Ground::new(view, node, profile, rules).table(|_, _| ())
     })
 }
 
@@ -208,9 +209,13 @@ enum Zone {
     Unknown,
 }
 
+/// One endpoint, as a hairpin rule names it.
+type Hairpin = (IpAddr, u16, Protocol);
+
 /// Endpoints that have a hairpin rule although a Service does not call them local: in the nftables
-/// mode of 1.36+ one set serves all Services (kube-proxy.md 5.4).
-type Hairpins = HashSet<(IpAddr, u16, Protocol)>;
+/// mode of 1.36+ one set serves all Services (kube-proxy.md 5.4). With the number of Services that
+/// call them local, never 0. Empty where it does not matter.
+type Hairpins = HashMap<Hairpin, usize>;
 
 impl<'a> Ground<'a> {
     fn new(
@@ -273,23 +278,34 @@ impl<'a> Ground<'a> {
         }
     }
 
-    fn table(&self) -> DesiredTable {
-        let plans: Vec<PortPlan> = self
-            .view
-            .services
-            .values()
-            .flat_map(|s| ports::plans(self, s))
-            .collect();
-        let hairpins = self.hairpins(&plans);
+    /// The table of all Services. `note` is given each service port with its rows.
+    fn table(&self, mut note: impl FnMut(&PortPlan, &Rows)) -> DesiredTable {
         let mut table = DesiredTable::new();
-        for plan in &plans {
-            for (key, one_of) in rows::of_plan(self, plan, &hairpins) {
-                self.claim(&mut table, key, one_of);
+        let mut add = |plan: &PortPlan, hairpins: &Hairpins| {
+            let rows = rows::of_plan(self, plan, hairpins);
+            note(plan, &rows);
+            for (key, row) in rows {
+                self.claim(&mut table, key, row);
             }
+            self.add_wildcard(&mut table, plan);
+        };
+        if self.rules.hairpin_local_only {
+            // What one Service calls local matters to the rows of all.
+            let plans: Vec<PortPlan> = self.plans().collect();
+            let hairpins = self.hairpins(&plans);
+            plans.iter().for_each(|plan| add(plan, &hairpins));
+        } else {
+            let none = Hairpins::new();
+            self.plans().for_each(|plan| add(&plan, &none));
         }
-        self.add_wildcards(&mut table, &plans);
         self.add_unallocated(&mut table);
         table
+    }
+
+    /// Those of all Services, in order of their names.
+    fn plans(&self) -> impl Iterator<Item = PortPlan<'a>> {
+        let services = self.view.services.values();
+        services.flat_map(|s| ports::plans(self, s))
     }
 
     fn table_of(&self, service: &'a Service) -> DesiredTable {
@@ -302,39 +318,44 @@ impl<'a> Ground<'a> {
         };
         // Other Services matter only for an endpoint that this one does not call local.
         let hairpins = if self.rules.hairpin_local_only && plans.iter().any(remote) {
-            let all: Vec<PortPlan> = self
-                .view
-                .services
-                .values()
-                .flat_map(|s| ports::plans(self, s))
-                .collect();
-            self.hairpins(&all)
+            self.hairpins(&self.plans().collect::<Vec<_>>())
         } else {
             Hairpins::new()
         };
         let mut table = DesiredTable::new();
         for plan in &plans {
-            for (key, one_of) in rows::of_plan(self, plan, &hairpins) {
-                self.claim(&mut table, key, one_of);
+            for (key, row) in rows::of_plan(self, plan, &hairpins) {
+                self.claim(&mut table, key, row);
             }
+            self.add_wildcard(&mut table, plan);
         }
-        self.add_wildcards(&mut table, &plans);
         table
     }
 
+    /// The endpoints that all these plans call local, where that matters to others.
     fn hairpins(&self, plans: &[PortPlan]) -> Hairpins {
         let mut all = Hairpins::new();
+        for of_service in plans.chunk_by(|a, b| a.service.name == b.service.name) {
+            for endpoint in self.calls_local(of_service) {
+                *all.entry(endpoint).or_default() += 1;
+            }
+        }
+        all
+    }
+
+    /// The endpoints that the plans of one Service call local, where that matters to others.
+    fn calls_local(&self, plans: &[PortPlan]) -> BTreeSet<Hairpin> {
+        let mut all = BTreeSet::new();
         if !self.rules.hairpin_local_only {
             return all;
         }
         for plan in plans {
             for selection in &plan.selections.any_of {
-                for target in selection.cluster.iter().chain(&selection.local) {
-                    if target.local {
-                        let (ip, port) = (target.address.ip(), target.address.port());
-                        all.insert((ip, port, plan.port.protocol));
-                    }
-                }
+                let targets = selection.cluster.iter().chain(&selection.local);
+                all.extend(targets.filter(|t| t.local).map(|target| {
+                    let (ip, port) = (target.address.ip(), target.address.port());
+                    (ip, port, plan.port.protocol)
+                }));
             }
         }
         all
@@ -391,27 +412,24 @@ impl<'a> Ground<'a> {
 
     /// Other ports of cluster IPs are refused in nftables mode (5.5, `cluster-ips-check`), by rules
     /// in the forward and output hooks, so not for a cluster IP that sits on a link of the node
-    /// (left over from IPVS mode) and is asked from elsewhere.
-    fn add_wildcards(&self, table: &mut DesiredTable, plans: &[PortPlan]) {
+    /// (left over from IPVS mode) and is asked from elsewhere. No other row is for a whole address.
+    fn add_wildcard(&self, table: &mut DesiredTable, plan: &PortPlan) {
         if self.rules.wildcard == Wildcard::Never {
             return;
         }
-        for plan in plans {
-            for source in SourceClass::ALL {
-                let key = (Frontend::Address(plan.cluster_ip), source);
-                if table.contains_key(&key) {
-                    continue;
-                }
-                if source != SourceClass::Node && self.on_node(plan.cluster_ip) {
-                    continue;
-                }
+        for source in SourceClass::ALL {
+            let key = (Frontend::Address(plan.cluster_ip), source);
+            if source != SourceClass::Node && self.on_node(plan.cluster_ip) {
+                continue;
+            }
+            table.entry(key).or_insert_with(|| {
                 let mut row = OneOf::certain(Forwarding::without_backends(None, Action::Reject));
                 if self.rules.wildcard == Wildcard::Perhaps {
                     let none = Forwarding::without_backends(None, Action::None);
                     row.or(none, Because::UnknownVersion);
                 }
-                table.insert(key, row);
-            }
+                row
+            });
         }
     }
 

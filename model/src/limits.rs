@@ -14,6 +14,9 @@ pub const FORKS_PER_ROW: usize = 4_096;
 /// Depth of jumps. The kernel's own limit is 16 for nf_tables (`NFT_JUMP_STACK_SIZE`).
 pub const JUMP_DEPTH: usize = 64;
 
+/// Services made anew one by one; with more of them touched at once, making the whole table is cheaper.
+pub const TOUCHED_SERVICES: usize = 1_000;
+
 /// Findings of one report; beyond it the rest is counted.
 pub const FINDINGS_PER_REPORT: usize = 20_000;
 

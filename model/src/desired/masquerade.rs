@@ -25,7 +25,7 @@ pub(super) fn unless_marked(
     let ip = target.address.ip();
     let has_rule = !ground.rules.hairpin_local_only
         || target.local
-        || hairpins.contains(&(ip, target.address.port(), protocol));
+        || hairpins.contains_key(&(ip, target.address.port(), protocol));
     let on_node = ground.on_node(ip);
     let can_be_source = match source {
         SourceClass::Node => on_node,

@@ -25,7 +25,8 @@ use std::cell::RefCell;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-type Rows = Vec<(Key, OneOf<Forwarding>)>;
+/// Rows of a service port, sorted by key.
+pub(super) type Rows = Vec<(Key, OneOf<Forwarding>)>;
 
 /// All rows of a service port. No key comes twice.
 pub(super) fn of_plan(ground: &Ground, plan: &PortPlan, hairpins: &Hairpins) -> Rows {

@@ -4,32 +4,32 @@
 //! nftables mode of 1.36+ whether any Service calls an endpoint local (`hairpins`). Everything else
 //! is the node's, and another node makes another table.
 
+use super::rows::Rows;
 use super::rules::{Rules, Wildcard};
-use super::{Ground, Hairpins, PortPlan, desired, ports, rows};
-use crate::address::{Frontend, Protocol, SourceClass};
+use super::{Ground, Hairpin, Hairpins, PortPlan, desired, ports, rows};
+use crate::address::{Frontend, SourceClass};
 use crate::endpoint::EndpointSlice;
-use crate::name::{NodeName, ServiceName};
+use crate::limits::TOUCHED_SERVICES;
+use crate::name::{NodeName, ServiceName, ServicePortName};
 use crate::profile::{ProxyMode, ProxyProfile};
-use crate::table::DesiredTable;
+use crate::table::{DesiredTable, Forwarding, OneOf};
 use crate::view::{Change, ClusterView, Node, NodeView};
 use ipnet::IpNet;
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 /// [`desired`] of the last view, and what is needed to change it by parts.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, PartialEq)]
 pub struct DesiredState {
     table: DesiredTable,
+    frontends: BTreeMap<Frontend, Option<ServicePortName>>,
     basis: Option<Basis>,
     /// Who claims a frontend.
-    owners: BTreeMap<Frontend, BTreeSet<ServiceName>>,
-    /// What a Service claims, and which of its endpoints it calls local.
+    owners: BTreeSet<(Frontend, ServiceName)>,
+    /// What a Service claims, and which of its endpoints it calls local. None that has neither.
     asks: BTreeMap<ServiceName, Asks>,
-    /// How many Services call an endpoint local; empty where that does not matter.
-    hairpins: HashMap<Endpoint, usize>,
+    hairpins: Hairpins,
 }
-
-type Endpoint = (IpAddr, u16, Protocol);
 
 /// What every row depends on.
 #[derive(Debug, PartialEq)]
@@ -40,10 +40,12 @@ struct Basis {
     service_cidrs: Option<Vec<IpNet>>,
 }
 
+/// Sorted, each once.
 #[derive(Debug, Default, PartialEq)]
 struct Asks {
-    frontends: BTreeSet<Frontend>,
-    local: BTreeSet<Endpoint>,
+    frontends: Vec<Frontend>,
+    /// Empty where it does not matter to others.
+    local: Vec<Hairpin>,
 }
 
 /// What an update changed.
@@ -55,29 +57,49 @@ pub enum Updated {
     Frontends(BTreeSet<Frontend>),
 }
 
-/// The Services whose rows a change may touch: call it *before* the view takes the change in.
-/// `None`: all.
-pub fn touched(change: &Change, view: &ClusterView) -> Option<Vec<ServiceName>> {
-    let owner = |slice: &EndpointSlice| {
-        slice.service.as_ref().map(|name| ServiceName {
-            namespace: slice.name.namespace.clone(),
-            name: name.clone(),
-        })
-    };
-    Some(match change {
-        Change::Service(service) => vec![service.name.clone()],
-        Change::ServiceGone(name) => vec![name.clone()],
-        Change::Slice(slice) => {
-            let before = view.slices.get(&slice.name).and_then(owner);
-            before.into_iter().chain(owner(slice)).collect()
+/// The Services that something was said about, or their slices, since some moment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Touched(Option<BTreeSet<ServiceName>>);
+
+impl Touched {
+    /// Nothing was said.
+    pub fn nothing() -> Touched {
+        Touched(Some(BTreeSet::new()))
+    }
+
+    /// Anything may have been said.
+    pub fn anything() -> Touched {
+        Touched(None)
+    }
+
+    /// Takes note of a change *before* `view` takes it in: a slice may change hands.
+    pub fn note(&mut self, change: &Change, view: &ClusterView) {
+        let Some(names) = &mut self.0 else { return };
+        match change {
+            Change::Service(service) => {
+                names.insert(service.name.clone());
+            }
+            Change::ServiceGone(name) => {
+                names.insert(name.clone());
+            }
+            Change::Slice(slice) => {
+                names.extend(view.slices.get(&slice.name).and_then(owner));
+                names.extend(owner(slice));
+            }
+            Change::SliceGone(name) => names.extend(view.slices.get(name).and_then(owner)),
+            // What every row depends on is compared anyway.
+            Change::Node(_) | Change::NodeGone(_) | Change::ServiceCidrs(_) | Change::Complete => {}
+            Change::Replace { .. } => self.0 = None,
         }
-        Change::SliceGone(name) => view.slices.get(name).and_then(owner).into_iter().collect(),
-        // What every row depends on is compared anyway.
-        Change::Node(_) | Change::NodeGone(_) | Change::ServiceCidrs(_) | Change::Complete => {
-            Vec::new()
+        if self.0.as_ref().is_some_and(|n| n.len() > TOUCHED_SERVICES) {
+            self.0 = None;
         }
-        Change::Replace { .. } => return None,
-    })
+    }
+
+    /// Their names; `None`: any.
+    pub fn services(&self) -> Option<&BTreeSet<ServiceName>> {
+        self.0.as_ref()
+    }
 }
 
 impl DesiredState {
@@ -86,14 +108,19 @@ impl DesiredState {
         &self.table
     }
 
-    /// Makes the table that of `view`, `node` and `profile`. `touched`: every Service that something
-    /// was said about since the last update, as [`touched`] tells; `None`: any.
+    /// The table's frontends, each with the first service port that its rows name.
+    pub fn frontends(&self) -> &BTreeMap<Frontend, Option<ServicePortName>> {
+        &self.frontends
+    }
+
+    /// Makes the table that of `view`, `node` and `profile`. `touched`: what was said since the last
+    /// update.
     pub fn update(
         &mut self,
         view: &ClusterView,
         node: &NodeView,
         profile: &ProxyProfile,
-        touched: Option<&BTreeSet<ServiceName>>,
+        touched: &Touched,
     ) -> Updated {
         let same = self.basis.as_ref().is_some_and(|b| {
             b.node == *node
@@ -101,43 +128,68 @@ impl DesiredState {
                 && b.nodes == view.nodes
                 && b.service_cidrs == view.service_cidrs
         });
-        match (touched, only_rules(profile)) {
-            (Some(touched), Some(rules)) if same => {
+        match (&touched.0, only_rules(profile)) {
+            (Some(names), _) if same && names.is_empty() => Updated::Frontends(BTreeSet::new()),
+            (Some(names), Some(rules)) if same => {
                 let ground = Ground::new(view, node, profile, rules);
-                Updated::Frontends(self.change(&ground, touched))
+                Updated::Frontends(self.change(&ground, names))
             }
             (_, rules) => {
-                *self = DesiredState {
-                    table: desired(view, node, profile),
-                    basis: Some(Basis {
-                        node: node.clone(),
-                        profile: profile.clone(),
-                        nodes: view.nodes.clone(),
-                        service_cidrs: view.service_cidrs.clone(),
-                    }),
-                    ..DesiredState::default()
+                // First the old one goes: both at once would be twice the memory.
+                *self = DesiredState::default();
+                *self = match rules {
+                    Some(rules) => DesiredState::known(&Ground::new(view, node, profile, rules)),
+                    None => DesiredState {
+                        table: desired(view, node, profile),
+                        ..DesiredState::default()
+                    },
                 };
-                if let Some(rules) = rules {
-                    self.know(&Ground::new(view, node, profile, rules));
-                }
+                self.frontends = frontends(&self.table);
+                self.basis = Some(Basis {
+                    node: node.clone(),
+                    profile: profile.clone(),
+                    nodes: view.nodes.clone(),
+                    service_cidrs: view.service_cidrs.clone(),
+                });
                 Updated::Whole
             }
         }
     }
 
-    /// Who claims what, from the start.
-    fn know(&mut self, ground: &Ground<'_>) {
-        for name in ground.view.services.keys() {
-            let asks = asks(ground, &plans(ground, name));
-            self.claim(name, &asks);
-            self.asks.insert(name.clone(), asks);
+    /// The whole table, and who claims what in it.
+    fn known(ground: &Ground<'_>) -> DesiredState {
+        // The plans of one Service come one after the other, in the order of the Services' names.
+        let mut asks: Vec<(ServiceName, Asks)> = Vec::new();
+        let table = ground.table(|plan, rows| {
+            let name = &plan.service.name;
+            if asks.last().is_none_or(|(last, _)| last != name) {
+                asks.push((name.clone(), Asks::default()));
+            }
+            if let Some((_, asks)) = asks.last_mut() {
+                asks.add(ground, plan, rows);
+            }
+        });
+        let mut hairpins = Hairpins::new();
+        let mut owners = Vec::new();
+        for (name, asks) in &mut asks {
+            asks.close();
+            owners.extend(asks.frontends.iter().map(|f| (*f, name.clone())));
+            for endpoint in &asks.local {
+                *hairpins.entry(*endpoint).or_default() += 1;
+            }
+        }
+        DesiredState {
+            table,
+            owners: owners.into_iter().collect(),
+            asks: asks.into_iter().collect(),
+            hairpins,
+            ..DesiredState::default()
         }
     }
 
     fn claim(&mut self, name: &ServiceName, asks: &Asks) {
         for frontend in &asks.frontends {
-            let owners = self.owners.entry(*frontend).or_default();
-            owners.insert(name.clone());
+            self.owners.insert((*frontend, name.clone()));
         }
         for endpoint in &asks.local {
             *self.hairpins.entry(*endpoint).or_default() += 1;
@@ -146,12 +198,7 @@ impl DesiredState {
 
     fn disclaim(&mut self, name: &ServiceName, asks: &Asks) {
         for frontend in &asks.frontends {
-            if let Some(owners) = self.owners.get_mut(frontend) {
-                owners.remove(name);
-                if owners.is_empty() {
-                    self.owners.remove(frontend);
-                }
-            }
+            self.owners.remove(&(*frontend, name.clone()));
         }
         for endpoint in &asks.local {
             if let Some(n) = self.hairpins.get_mut(endpoint) {
@@ -170,12 +217,18 @@ impl DesiredState {
         touched: &BTreeSet<ServiceName>,
     ) -> BTreeSet<Frontend> {
         let mut frontends: BTreeSet<Frontend> = BTreeSet::new();
-        let mut local: BTreeSet<Endpoint> = BTreeSet::new();
+        let mut local: BTreeSet<Hairpin> = BTreeSet::new();
         for name in touched {
-            let after = asks(ground, &plans(ground, name));
+            let after = Asks::of(ground, &plans(ground, name));
             let before = self.asks.remove(name).unwrap_or_default();
             frontends.extend(before.frontends.iter().chain(&after.frontends));
-            local.extend(before.local.symmetric_difference(&after.local));
+            // Nearly always both are the same.
+            let other = |a: &Asks, b: &Asks| -> Vec<Hairpin> {
+                let missing = |e: &&Hairpin| b.local.binary_search(e).is_err();
+                a.local.iter().filter(missing).copied().collect()
+            };
+            local.extend(other(&before, &after));
+            local.extend(other(&after, &before));
             self.disclaim(name, &before);
             self.claim(name, &after);
             if after != Asks::default() {
@@ -185,59 +238,87 @@ impl DesiredState {
         if !local.is_empty() {
             frontends.extend(self.users(ground, &local));
         }
-        let owners: BTreeSet<&ServiceName> = frontends
-            .iter()
-            .filter_map(|f| self.owners.get(f))
-            .flatten()
-            .collect();
-        let hairpins: Hairpins = self.hairpins.keys().copied().collect();
+        let owners: BTreeSet<&ServiceName> =
+            frontends.iter().flat_map(|f| self.owners_of(f)).collect();
         let mut fresh = DesiredTable::new();
-        let mut all: Vec<PortPlan<'_>> = Vec::new();
         // In the order of the whole: who comes first may matter.
         for name in owners {
-            all.extend(plans(ground, name));
-        }
-        for plan in &all {
-            for (key, row) in rows::of_plan(ground, plan, &hairpins) {
-                if frontends.contains(&key.0) {
-                    ground.claim(&mut fresh, key, row);
+            for plan in plans(ground, name) {
+                for (key, row) in rows::of_plan(ground, &plan, &self.hairpins) {
+                    if frontends.contains(&key.0) {
+                        ground.claim(&mut fresh, key, row);
+                    }
+                }
+                if frontends.contains(&Frontend::Address(plan.cluster_ip)) {
+                    ground.add_wildcard(&mut fresh, &plan);
                 }
             }
         }
-        all.retain(|plan| frontends.contains(&Frontend::Address(plan.cluster_ip)));
-        ground.add_wildcards(&mut fresh, &all);
         for frontend in &frontends {
+            self.frontends.remove(frontend);
             for source in SourceClass::ALL {
                 let key = (*frontend, source);
                 match fresh.remove(&key) {
-                    Some(row) => self.table.insert(key, row),
-                    None => self.table.remove(&key),
-                };
+                    Some(row) => {
+                        let service = service_of(&row);
+                        self.frontends.entry(*frontend).or_insert(service);
+                        self.table.insert(key, row);
+                    }
+                    None => {
+                        self.table.remove(&key);
+                    }
+                }
             }
         }
         frontends
     }
 
+    fn owners_of(&self, frontend: &Frontend) -> impl Iterator<Item = &ServiceName> {
+        let nobody = ServiceName::new("", "");
+        self.owners
+            .range((*frontend, nobody)..)
+            .take_while(move |(f, _)| f == frontend)
+            .map(|(_, name)| name)
+    }
+
     /// The frontends of all Services that send to one of these endpoints. Rare: a local endpoint
     /// came or went.
-    fn users(&self, ground: &Ground<'_>, endpoints: &BTreeSet<Endpoint>) -> BTreeSet<Frontend> {
+    fn users(&self, ground: &Ground<'_>, endpoints: &BTreeSet<Hairpin>) -> BTreeSet<Frontend> {
         let addresses: BTreeSet<IpAddr> = endpoints.iter().map(|(ip, ..)| *ip).collect();
         let slices = ground.view.slices.values();
         let using = slices.filter(|slice| {
             let mut all = slice.endpoints.iter().filter_map(|e| e.address);
             all.any(|ip| addresses.contains(&ip))
         });
-        let names = using.filter_map(|slice| {
-            Some(ServiceName {
-                namespace: slice.name.namespace.clone(),
-                name: slice.service.clone()?,
-            })
-        });
-        names
+        using
+            .filter_map(owner)
             .filter_map(|name| self.asks.get(&name))
             .flat_map(|asks| asks.frontends.iter().copied())
             .collect()
     }
+}
+
+/// A table's frontends, each with the first service port that its rows name.
+pub fn frontends(table: &DesiredTable) -> BTreeMap<Frontend, Option<ServicePortName>> {
+    let mut all = Vec::with_capacity(table.len() / SourceClass::ALL.len());
+    for ((frontend, _), row) in table {
+        if all.last().is_none_or(|(last, _)| last != frontend) {
+            all.push((*frontend, service_of(row)));
+        }
+    }
+    all.into_iter().collect()
+}
+
+fn service_of(row: &OneOf<Forwarding>) -> Option<ServicePortName> {
+    row.any_of.iter().find_map(|f| f.service.clone())
+}
+
+fn owner(slice: &EndpointSlice) -> Option<ServiceName> {
+    let name = slice.service.clone()?;
+    Some(ServiceName {
+        namespace: slice.name.namespace.clone(),
+        name,
+    })
 }
 
 /// The one set of rules that can be running. Several are merged as whole tables.
@@ -260,18 +341,34 @@ fn plans<'a>(ground: &Ground<'a>, name: &ServiceName) -> Vec<PortPlan<'a>> {
         .unwrap_or_default()
 }
 
-fn asks(ground: &Ground<'_>, plans: &[PortPlan<'_>]) -> Asks {
-    let none = Hairpins::new();
-    let mut frontends: BTreeSet<Frontend> = plans
-        .iter()
-        .flat_map(|plan| rows::of_plan(ground, plan, &none))
-        .map(|((frontend, _), _)| frontend)
-        .collect();
-    if ground.rules.wildcard != Wildcard::Never {
-        frontends.extend(plans.iter().map(|p| Frontend::Address(p.cluster_ip)));
+impl Asks {
+    fn of(ground: &Ground<'_>, plans: &[PortPlan<'_>]) -> Asks {
+        let (mut asks, none) = (Asks::default(), Hairpins::new());
+        for plan in plans {
+            asks.add(ground, plan, &rows::of_plan(ground, plan, &none));
+        }
+        asks.close();
+        asks
     }
-    Asks {
-        frontends,
-        local: ground.hairpins(plans).into_iter().collect(),
+
+    fn add(&mut self, ground: &Ground<'_>, plan: &PortPlan<'_>, rows: &Rows) {
+        for ((frontend, _), _) in rows {
+            if self.frontends.last() != Some(frontend) {
+                self.frontends.push(*frontend);
+            }
+        }
+        if ground.rules.wildcard != Wildcard::Never {
+            self.frontends.push(Frontend::Address(plan.cluster_ip));
+        }
+        self.local
+            .extend(ground.calls_local(std::slice::from_ref(plan)));
+    }
+
+    fn close(&mut self) {
+        self.frontends.sort_unstable();
+        self.frontends.dedup();
+        self.frontends.shrink_to_fit();
+        self.local.sort_unstable();
+        self.local.dedup();
     }
 }

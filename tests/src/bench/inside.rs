@@ -1,6 +1,5 @@
 //! What is measured inside a namespace, by the agent's own library: each job prints lines of JSON.
 
-use std::collections::BTreeMap;
 use std::io::{BufRead as _, Write as _};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -10,17 +9,15 @@ use agent::host::links::{self, Links};
 use agent::kernel::Kernel;
 use anyhow::{Context, Result, bail};
 use cluster::manifests;
-use model::address::{Family, Frontend};
+use model::address::Family;
 use model::capture::{Reading, Snapshot};
 use model::compare::Comparison;
-use model::desired::{DesiredState, Updated, desired, touched};
+use model::desired::{DesiredState, Touched, Updated, desired};
 use model::examine::{Examined, Pass, examine};
-use model::name::ServicePortName;
 use model::profile::{
     Learnt, LearntFrom, LocalDetector, ProxyConfig, ProxyMode, ProxyProfile, Version,
 };
 use model::settle::Ledger;
-use model::table::DesiredTable;
 use model::time::{Millis, Mono, Now};
 use model::view::{Change, ClusterView, NodeView};
 use serde::{Deserialize, Serialize};
@@ -200,6 +197,7 @@ pub fn run(job: &Job) -> Result<()> {
         passes: 0,
         kernel: None,
         links: Links::default(),
+        desired: DesiredState::default(),
         last: None,
     };
     match job.what {
@@ -241,24 +239,24 @@ fn desired_cost(looker: Looker, repeats: usize) -> Result<()> {
         addresses: links::addresses()?,
     };
     let mut whole = Vec::new();
-    let mut rows = 0;
     for _ in 0..repeats {
+        let mut state = DesiredState::default();
         let start = cpu();
-        let table = desired(&view, &node, &profile);
+        state.update(&view, &node, &profile, &Touched::anything());
         whole.push(cpu() - start);
-        rows = table.len();
     }
     let slices: Vec<_> = view.slices.values().take(repeats).cloned().collect();
     let mut state = DesiredState::default();
-    state.update(&view, &node, &profile, None);
+    state.update(&view, &node, &profile, &Touched::anything());
     let mut change = Vec::new();
     for mut slice in slices {
         slice.endpoints.pop();
         let start = cpu();
         let said = Change::Slice(slice);
-        let names = touched(&said, &view).map(|names| names.into_iter().collect());
+        let mut touched = Touched::nothing();
+        touched.note(&said, &view);
         view.apply(said, now());
-        let updated = state.update(&view, &node, &profile, names.as_ref());
+        let updated = state.update(&view, &node, &profile, &touched);
         change.push(cpu() - start);
         if updated == Updated::Whole || *state.table() != desired(&view, &node, &profile) {
             bail!("one change did not make the table that belongs to it");
@@ -267,7 +265,7 @@ fn desired_cost(looker: Looker, repeats: usize) -> Result<()> {
     say(&DesiredCost {
         services: view.services.len(),
         endpoints: view.slices.values().map(|s| s.endpoints.len()).sum(),
-        rows,
+        rows: state.table().len(),
         whole: median(whole),
         change: median(change),
     })
@@ -276,7 +274,6 @@ fn desired_cost(looker: Looker, repeats: usize) -> Result<()> {
 /// What a pass leaves for the next one.
 struct Last {
     node: NodeView,
-    desired: DesiredTable,
     snapshot: Snapshot,
     compared: Arc<Comparison>,
 }
@@ -289,6 +286,7 @@ struct Looker {
     passes: u64,
     kernel: Option<Kernel>,
     links: Links,
+    desired: DesiredState,
     last: Option<Last>,
 }
 
@@ -303,7 +301,9 @@ impl Looker {
             name: state::NODE.into(),
             addresses: self.links.addresses()?.to_vec(),
         };
+        let mut touched = Touched::nothing();
         if let Some(change) = change {
+            touched.note(&change, &self.view);
             self.view.apply(change, now());
         }
         let read = cpu();
@@ -311,22 +311,18 @@ impl Looker {
         cost.changed = changed;
         let same = !changed && !api_changed && self.last.as_ref().is_some_and(|l| l.node == node);
         let mut walked = read;
-        let (desired, snapshot, compared) = match self.last.take() {
-            Some(last) if same => (last.desired, last.snapshot, Some(last.compared)),
+        let (snapshot, compared) = match self.last.take() {
+            Some(last) if same => (last.snapshot, Some(last.compared)),
             _ => {
-                let desired = desired(&self.view, &node, &self.profile);
+                let (view, profile) = (&self.view, &self.profile);
+                self.desired.update(view, &node, profile, &touched);
                 let desired_at = cpu();
                 cost.desired = desired_at - read;
-                let mut frontends: BTreeMap<Frontend, Option<ServicePortName>> = BTreeMap::new();
-                for ((frontend, _), answers) in &desired {
-                    let service = answers.any_of.iter().find_map(|f| f.service.clone());
-                    frontends.entry(*frontend).or_insert(service);
-                }
-                let snapshot =
-                    datapath::snapshot(&kernel.ruleset, &frontends, &node, &self.profile);
+                let frontends = self.desired.frontends();
+                let snapshot = datapath::snapshot(&kernel.ruleset, frontends, &node, profile);
                 walked = cpu();
                 cost.walk = walked - desired_at;
-                (desired, snapshot, None)
+                (snapshot, None)
             }
         };
         if let Some(Reading::Failed(gap)) = snapshot.tables.get(&Family::V4) {
@@ -340,7 +336,7 @@ impl Looker {
                 node: &node,
                 profile: &self.profile,
                 proxy: None,
-                desired: &desired,
+                desired: self.desired.table(),
                 snapshot: &snapshot,
                 refreshed: &[],
                 gaps: &[],
@@ -360,7 +356,6 @@ impl Looker {
         self.kernel = Some(kernel);
         self.last = Some(Last {
             node,
-            desired,
             snapshot,
             compared: examined.compared,
         });

@@ -28,7 +28,7 @@ impl Random {
     }
 }
 
-pub(super) fn random_service(r: &mut Random, n: usize) -> (Service, Vec<EndpointSlice>) {
+fn random_service(r: &mut Random, n: usize) -> (Service, Vec<EndpointSlice>) {
     let cluster_ip = format!("10.96.{}.{}", n / 250, n % 250 + 1);
     let mut service = if r.one_in(2) {
         balanced(|_| ())
