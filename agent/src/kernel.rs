@@ -1,25 +1,21 @@
 //! The rules that packets meet, those of nf_tables and those of iptables-legacy, read again only as
 //! far as they changed.
 
+mod legacy;
 mod marks;
 pub mod steady;
 
 use crate::host::nf_tables::ReadError;
-use crate::host::xtables::{self, TableName};
-use crate::netfilter::ruleset::{Ruleset, Table};
-use crate::netfilter::xtables::legacy;
+use crate::host::xtables::TableName;
+use crate::netfilter::ruleset::Ruleset;
+use legacy::Kept;
 use model::capture::{Gap, Reading};
 use model::time::Now;
-use std::hash::{BuildHasher, Hasher, RandomState};
-use std::sync::LazyLock;
 use std::time::Duration;
 use steady::Steady;
 
 /// A whole reading proves every few minutes that nothing changed unseen.
 const WHOLE: Duration = Duration::from_secs(180);
-
-/// Readings of a table of iptables-legacy tried again when it changed during each attempt of one.
-const TORN: u32 = 3;
 
 /// One reading of the kernel.
 pub struct Kernel {
@@ -38,16 +34,6 @@ enum NfTables {
     /// As it changes; everything was read last at that time.
     Kept(Box<Steady>, Now),
 }
-
-/// A table of iptables-legacy with the hash of what it was decoded from.
-struct Kept {
-    name: TableName,
-    hash: u64,
-    table: Table,
-}
-
-/// The same for every hash of this process.
-static HASHES: LazyLock<RandomState> = LazyLock::new(RandomState::new);
 
 impl Kernel {
     /// Reads the rules, as far as they are not seen to be those of the last reading. True when
@@ -105,7 +91,7 @@ type Both = (Ruleset, Vec<(TableName, u64)>);
 
 fn read(nft: &mut NfTables, kept: Vec<Kept>, now: Now, changed: &mut bool) -> Result<Both, Gap> {
     let mut ruleset = read_nf_tables(nft, now, changed)?;
-    let legacy = match read_legacy(kept, changed) {
+    let legacy = match legacy::read(&mut legacy::Host, kept, changed) {
         Ok(legacy) => legacy,
         Err(gap) => {
             if let NfTables::Kept(steady, _) = nft {
@@ -169,59 +155,4 @@ fn read_nf_tables(nft: &mut NfTables, now: Now, changed: &mut bool) -> Result<Ru
         }
         Err(error) => Err(failed(error)),
     }
-}
-
-/// The tables of iptables-legacy. It has no generation: each is read whole every time, and decoded
-/// again only if its bytes are others.
-fn read_legacy(mut last: Vec<Kept>, changed: &mut bool) -> Result<Vec<Kept>, Gap> {
-    use xtables::ReadError;
-    let names = match xtables::names() {
-        Ok(names) => names,
-        Err(ReadError::Absent) => Vec::new(),
-        Err(error) => return Err(gap("iptables-legacy", error.to_string())),
-    };
-    let mut all = Vec::with_capacity(names.len());
-    let mut torn = None;
-    for name in &names {
-        let mut take = |capture: legacy::capture::TableCapture| {
-            let mut hasher = HASHES.build_hasher();
-            capture.feed(&mut hasher);
-            let hash = hasher.finish();
-            let before = last.iter().position(|k| k.name == *name);
-            let before = before.map(|i| last.swap_remove(i));
-            let table = match before {
-                Some(kept) if kept.hash == hash => kept.table,
-                other => {
-                    drop(other);
-                    *changed = true;
-                    let decoded = legacy::decode(&capture);
-                    // What is of no chain is of the table as a whole: the rest would look deleted.
-                    if let Some(unknown) = decoded.unknown.iter().find(|u| u.name.is_empty()) {
-                        let table = format!("{} {}", decoded.table.word(), decoded.table.name);
-                        torn.get_or_insert(gap(&table, unknown.what.to_string()));
-                    }
-                    decoded.table
-                }
-            };
-            all.push(Kept {
-                name: name.clone(),
-                hash,
-                table,
-            });
-        };
-        let mut tries = 0;
-        loop {
-            match xtables::read(std::slice::from_ref(name), &mut take) {
-                Ok(()) => break,
-                Err(ReadError::Torn { .. }) if tries < TORN => tries += 1,
-                Err(error) => return Err(gap("iptables-legacy", error.to_string())),
-            }
-        }
-    }
-    if let Some(torn) = torn {
-        return Err(torn);
-    }
-    // Tables that are gone.
-    *changed |= !last.is_empty();
-    Ok(all)
 }
