@@ -53,4 +53,25 @@ mod tests {
         std::fs::write(&file, [0xff, 0xfe]).unwrap();
         assert_eq!(read(&file), "");
     }
+    /// What was kept is worth more than what could not be written.
+    #[test]
+    fn a_full_disk_and_a_kill_leave_what_was_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("addresses");
+        write(&file, "10.0.0.1:6443\n").unwrap();
+        // Killed in the middle of the next writing.
+        let unfinished = dir.path().join("addresses.new");
+        std::fs::write(&unfinished, "10.0.0.2:64").unwrap();
+        assert_eq!(read(&file), "10.0.0.1:6443\n");
+        write(&file, "10.0.0.3:6443\n").unwrap();
+        assert_eq!(read(&file), "10.0.0.3:6443\n");
+        // No room for anything.
+        std::os::unix::fs::symlink("/dev/full", &unfinished).unwrap();
+        let error = write(&file, "10.0.0.4:6443\n").unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::StorageFull);
+        assert_eq!(read(&file), "10.0.0.3:6443\n");
+        // A folder that cannot be made.
+        assert!(write(&file.join("below"), "x").is_err());
+        assert_eq!(read(&file.join("below")), "");
+    }
 }
