@@ -132,10 +132,9 @@ impl Steady {
         }
         let mut anew = false;
         for _ in 0..ROUNDS {
-            self.marks.tables = false;
             changed |= self.tables()?;
             let (now, writer) = generation(&mut *self.answers)?;
-            self.hear_until(now)?;
+            hear_until(&mut *self.events, &mut self.marks, now)?;
             if self.marks.is_clean() {
                 if self.mirror.is_torn() {
                     // An object came before what it belongs to, and again after it; or one is damaged,
@@ -170,68 +169,57 @@ impl Steady {
     /// The list of tables, in every reading: one whose owner is gone vanishes without an event and
     /// without a new generation.
     fn tables(&mut self) -> Result<bool, ReadError> {
-        let list = list(&mut *self.answers, &Question::Tables)?;
+        let list = list(
+            &mut *self.answers,
+            &mut *self.events,
+            &mut self.marks,
+            &Question::Tables,
+        )?;
+        self.marks.tables = false;
         Ok(self.mirror.tables(list.iter()))
-    }
-
-    /// Hears everything up to a generation.
-    fn hear_until(&mut self, generation: u32) -> Result<(), ReadError> {
-        let until = Instant::now() + EVENTS_FOLLOW;
-        loop {
-            let marks = &mut self.marks;
-            match self
-                .events
-                .hear(&mut |kind, message| marks.note(kind, message))
-            {
-                Ok(Heard::All) => {}
-                Ok(Heard::Lost) => marks.lost(),
-                Err(error) => return Err(ReadError::Failed(error)),
-            }
-            if marks.all && marks.heard.is_none() {
-                // What follows is read after this, and later events count from here.
-                marks.heard = Some(generation);
-            }
-            if marks.has_heard(generation) {
-                return Ok(());
-            }
-            let left = until.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                // A generation without events is nothing that is known of; whatever it was is read.
-                marks.everything();
-                marks.heard = Some(generation);
-                return Ok(());
-            }
-            self.events.wait(left);
-        }
     }
 
     fn everything(&mut self) -> Result<(), ReadError> {
         self.mirror = Mirror::default();
         self.marks.everything();
-        // What was told of before this, and what was lost, is in what is read now.
-        let (now, _) = generation(&mut *self.answers)?;
-        let mut told = Marks {
-            heard: Some(now),
-            ..Marks::default()
-        };
-        self.events
-            .hear(&mut |kind, message| told.note(kind, message))
-            .map_err(ReadError::Failed)?;
-        self.marks.heard = told.heard.or(Some(now));
-        self.tables()?;
-        let chains = list(&mut *self.answers, &Question::Chains)?;
-        for message in chains.iter() {
-            self.mirror.chain(message);
-        }
-        let chains: Vec<ChainAt> = chains.iter().map(ChainAt::of).collect();
-        let sets = list(&mut *self.answers, &Question::Sets)?;
-        for message in sets.iter() {
-            self.mirror.set(message);
-        }
+        // What is told while everything is read marks what was read before.
         let mut marks = Marks {
             heard: self.marks.heard,
             ..Marks::default()
         };
+        let read = self.read_everything(&mut marks);
+        if let Ok(true) = read {
+            self.marks = marks;
+        } else {
+            self.marks.heard = marks.heard;
+        }
+        read.map(|_| ())
+    }
+
+    /// False: it has to be read once more.
+    fn read_everything(&mut self, marks: &mut Marks) -> Result<bool, ReadError> {
+        settle(&mut *self.answers, &mut *self.events, marks)?;
+        // What was told of up to here, and what was lost, is in what is read now.
+        marks.clear();
+        let mut list =
+            |question: &Question<'_>| list(&mut *self.answers, &mut *self.events, marks, question);
+        let tables = list(&Question::Tables)?;
+        let chains = list(&Question::Chains)?;
+        let sets = list(&Question::Sets)?;
+        let after = list(&Question::Tables)?;
+        self.mirror.tables(tables.iter());
+        if self.mirror.tables(after.iter()) {
+            // A table whose owner ended went without a number: what stood behind it in the lists may
+            // have been left out.
+            return Ok(false);
+        }
+        for message in chains.iter() {
+            self.mirror.chain(message);
+        }
+        let chains: Vec<ChainAt> = chains.iter().map(ChainAt::of).collect();
+        for message in sets.iter() {
+            self.mirror.set(message);
+        }
         let mut tables: Vec<(u8, &[u8])> = chains
             .iter()
             .filter(|c| ip_family(c.family))
@@ -241,7 +229,7 @@ impl Steady {
         tables.dedup();
         for (family, table) in tables {
             for question in rule_questions(family, table, &chains) {
-                self.rules(&question, &chains, &mut marks)?;
+                self.rules(&question, &chains, marks)?;
             }
         }
         for message in sets.iter() {
@@ -254,8 +242,7 @@ impl Steady {
                 marks.set(place, CONTENT);
             }
         }
-        self.marks = marks;
-        Ok(())
+        Ok(true)
     }
 
     /// Rules of one table or chain, of which the mirror has none. A table whose dump is torn is read
@@ -276,12 +263,21 @@ impl Steady {
         };
         let mut state = RuleState::default();
         let mirror = &mut self.mirror;
+        // What becomes of one chain is told; a table's rules go on by position in all its chains.
+        let before = match chain {
+            Some(_) => None,
+            None => Some(settle(&mut *self.answers, &mut *self.events, marks)?),
+        };
         let read = nf_tables::ask(&mut *self.answers, question, None, |message| {
             mirror.rule(message, &mut state);
         });
+        let same = match (&read, before) {
+            (Ok(()), Some(before)) => generation(&mut *self.answers)?.0 == before,
+            _ => true,
+        };
         match read {
-            Ok(()) => Ok(()),
-            Err(ReadError::Torn { .. }) => {
+            Ok(()) if same => Ok(()),
+            Ok(()) | Err(ReadError::Torn { .. }) => {
                 let torn = chains.iter().filter(|c| {
                     (c.family, &*c.table) == (family, table)
                         && chain.is_none_or(|chain| chain == &*c.name)
@@ -439,13 +435,62 @@ const BOTH: Parts = Parts {
     content: true,
 };
 
+/// Hears everything up to a generation.
+fn hear_until(events: &mut dyn Hears, marks: &mut Marks, generation: u32) -> Result<(), ReadError> {
+    let until = Instant::now() + EVENTS_FOLLOW;
+    loop {
+        match events.hear(&mut |kind, message| marks.note(kind, message)) {
+            Ok(Heard::All) => {}
+            Ok(Heard::Lost) => marks.lost(),
+            Err(error) => return Err(ReadError::Failed(error)),
+        }
+        if marks.all && marks.heard.is_none() {
+            // What follows is read after this, and later events count from here.
+            marks.heard = Some(generation);
+        }
+        if marks.has_heard(generation) {
+            return Ok(());
+        }
+        let left = until.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            // A generation without events is nothing that is known of; whatever it was is read.
+            marks.everything();
+            marks.heard = Some(generation);
+            return Ok(());
+        }
+        events.wait(left);
+    }
+}
+
+/// Hears every transaction that has a number to its end; gives the number of the last.
+fn settle(
+    answers: &mut dyn Answers,
+    events: &mut dyn Hears,
+    marks: &mut Marks,
+) -> Result<u32, ReadError> {
+    let (now, _) = generation(answers)?;
+    hear_until(events, marks, now)?;
+    Ok(now)
+}
+
 /// A list, tried again when something changed under it.
-fn list(answers: &mut dyn Answers, question: &Question<'_>) -> Result<Messages, ReadError> {
+///
+/// A dump goes on by position: what goes away before it makes it leave out something else, of which
+/// no event tells. It says so itself only where its number was another at its beginning; a transaction
+/// that was under way then had its number already. So none may have been, from before to after.
+fn list(
+    answers: &mut dyn Answers,
+    events: &mut dyn Hears,
+    marks: &mut Marks,
+    question: &Question<'_>,
+) -> Result<Messages, ReadError> {
     for _ in 0..TRIES {
+        let before = settle(answers, events, marks)?;
         let mut messages = Messages::default();
         match nf_tables::ask(answers, question, None, |m| messages.push(m)) {
-            Err(ReadError::Torn { .. }) => {}
-            other => return other.map(|()| messages),
+            Ok(()) if generation(answers)?.0 == before => return Ok(messages),
+            Ok(()) | Err(ReadError::Torn { .. }) => {}
+            Err(other) => return Err(other),
         }
     }
     Err(ReadError::Torn { tries: TRIES })
