@@ -12,8 +12,9 @@
 
 #[path = "../../fuzz/entries.rs"]
 mod entries;
+mod seeded;
 
-use agent::bundle::{Captures, Limits, Recorded, Step, read};
+use agent::bundle::Recorded;
 use agent::netfilter::nftables::capture::{Capture, Messages};
 use agent::netfilter::ruleset::Ruleset;
 use agent::netfilter::xtables::legacy::capture::TableCapture;
@@ -22,27 +23,10 @@ use agent::replay::{Judge, Seen};
 use model::capture::Reading;
 use model::finding::FindingKind;
 use model::view::ClusterView;
+use seeded::{Random, bundle, corpus, seeds, with_seeds};
 use std::io::Read as _;
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::path::PathBuf;
-
-/// splitmix64 (Steele, Lea, Flood: "Fast splittable pseudorandom number generators").
-struct Random(u64);
 
 impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    /// Below `end`, 0 for 0.
-    fn below(&mut self, end: usize) -> usize {
-        (self.next() % end.max(1) as u64) as usize
-    }
-
     /// Up to four times: a bit, a byte, a cut, a piece gone, twice or elsewhere, a number.
     fn damage(&mut self, bytes: &[u8]) -> Vec<u8> {
         let mut bytes = bytes.to_vec();
@@ -77,39 +61,6 @@ impl Random {
         }
         bytes
     }
-}
-
-fn seeds(usual: u64) -> u64 {
-    let asked = std::env::var("SEEDS").ok();
-    asked.and_then(|n| n.parse().ok()).unwrap_or(usual)
-}
-
-/// Runs `test` for each seed; the seed of one that fails is told.
-fn with_seeds(usual: u64, mut test: impl FnMut(&mut Random, u64)) {
-    for seed in 0..seeds(usual) {
-        let run = AssertUnwindSafe(|| test(&mut Random(seed), seed));
-        if let Err(panic) = catch_unwind(run) {
-            println!("seed {seed}");
-            resume_unwind(panic);
-        }
-    }
-}
-
-fn corpus(name: &str) -> Vec<u8> {
-    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/corpus");
-    std::fs::read(path.join(name)).unwrap_or_else(|e| panic!("{name}: {e}"))
-}
-
-/// What a bundle of the corpus holds: its only reading, and its first pass.
-fn bundle(name: &str) -> (Captures, Recorded) {
-    let mut found = None;
-    read(corpus(name).as_slice(), Limits::default(), |step| {
-        if let Step::Pass(pass, Some(captures)) = step {
-            found.get_or_insert((captures.clone(), *pass));
-        }
-    })
-    .unwrap();
-    found.unwrap()
 }
 
 /// What a pass over these rules finds, converging or not, besides what could not be read.
