@@ -36,7 +36,7 @@ fn target(flags: &AskFlags) -> anyhow::Result<String> {
     let good = |c: char| c.is_ascii_graphic() && c != '#';
     if !question.chars().all(good) {
         return Err(Usage(format!(
-            "{question:?} is not a question: svc/web, svc/shop/web, node, findings, healthz"
+            "{question:?} is not a question: svc/web, svc/shop/web, node, findings, conntrack, healthz"
         ))
         .into());
     }

@@ -198,7 +198,7 @@ pub struct CollectedFlags {
 /// Flags of `ask`.
 #[derive(Args, Debug)]
 pub struct AskFlags {
-    /// svc/NAME, svc/NAMESPACE/NAME, node, findings or healthz.
+    /// svc/NAME, svc/NAMESPACE/NAME, node, findings, conntrack or healthz.
     #[arg(value_name = "QUESTION")]
     pub question: String,
     /// Where the agent answers.

@@ -182,6 +182,7 @@ mod tests {
             findings: Vec::new(),
             converging: Vec::new(),
             rows: [].into(),
+            conntrack: None,
         }))
     }
 

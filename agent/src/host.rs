@@ -3,6 +3,7 @@
 //! There is no read-only right for netfilter (`CAP_NET_ADMIN` covers both), so the guarantee is
 //! this module's: no request in it changes anything.
 
+pub mod conntrack;
 pub mod events;
 pub mod files;
 pub mod links;

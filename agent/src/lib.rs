@@ -1,6 +1,7 @@
 //! The agent of vipwitness: reads one node and says what differs.
 
 pub mod bundle;
+pub mod conntrack;
 pub mod datapath;
 pub mod fresh;
 pub mod host;

@@ -4,6 +4,7 @@ use crate::clock;
 use crate::config::RunFlags;
 use crate::pass::Looker;
 use crate::world::{Moment, Usage, World};
+use agent::conntrack::Watch;
 use agent::fresh::{Asker, soonest, wishes};
 use agent::local::{self, Refused, Socket};
 use agent::uplink::replicas::{self, Replica};
@@ -66,6 +67,7 @@ pub async fn run(flags: RunFlags) -> anyhow::Result<u8> {
         .name("look".into())
         .spawn(move || {
             let mut looker = Looker::new(node);
+            let mut conntrack = Watch::default();
             let mut purse = Purse::new(budget);
             let mut said = String::new();
             loop {
@@ -75,7 +77,8 @@ pub async fn run(flags: RunFlags) -> anyhow::Result<u8> {
                     naming.look(&moment);
                     moment
                 });
-                let report = passed.examined.report;
+                let mut report = passed.examined.report;
+                report.conntrack = Some(conntrack.look(clock::now()));
                 if report.verdict != said {
                     tracing::info!(
                         verdict = ?report.verdict,

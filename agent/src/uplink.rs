@@ -12,6 +12,7 @@ pub mod replicas;
 
 use crate::fresh::{Asker, Reports};
 use cluster::kept;
+use model::conntrack::ConntrackReading;
 use model::name::NodeName;
 use model::name::ServicePortName;
 use model::report::Report;
@@ -315,10 +316,12 @@ async fn session(
             }
             _ = beat.tick() => {
                 // What was read since the last report is said by it only once it was sent.
-                let last = sent.last.as_deref();
+                let last = sent.last.clone();
+                let last = last.as_deref();
                 let newest = last.is_some().then(|| reports.borrow().clone()).flatten();
                 let newest = newest.filter(|n| last.is_some_and(|s| same(s, n)));
-                deliver(&up, heartbeat(newest.as_deref().or(last))).await?;
+                let beat = sent.heartbeat(newest.as_deref().or(last));
+                deliver(&up, beat).await?;
                 sent.at = Some(tokio::time::Instant::now());
             }
             answer = answers.message() => match answer? {
@@ -355,6 +358,8 @@ struct Sent {
     /// It has the rows of the last one, too: they were not too many.
     with_rows: bool,
     takes_deltas: bool,
+    /// What it knows of connection tracking.
+    conntrack: Option<Arc<ConntrackReading>>,
     /// When it was last told anything by a pass.
     at: Option<tokio::time::Instant>,
 }
@@ -363,6 +368,7 @@ impl Sent {
     /// The message that brings the aggregator from what it has to `newest`.
     fn message(&mut self, newest: Arc<Report>) -> v1::AgentMessage {
         use v1::agent_message::Message;
+        self.conntrack.clone_from(&newest.conntrack);
         let base = self.last.replace(newest.clone());
         let base = base.filter(|_| self.takes_deltas && self.with_rows);
         if let Some(delta) = base.and_then(|base| proto::encode::delta(&base, &newest, now())) {
@@ -374,6 +380,27 @@ impl Sent {
             Some(Message::Report(wire)) if wire.rows.len() == newest.rows.len()
         );
         message
+    }
+
+    /// Tells that `newest` came to the same as the last one, with what is new of connection tracking:
+    /// that is another every few seconds, and a report with all its findings would be much for it.
+    fn heartbeat(&mut self, newest: Option<&Report>) -> v1::AgentMessage {
+        let newer = newest.and_then(|r| r.conntrack.as_ref());
+        let newer = newer.filter(|n| self.conntrack.as_ref() != Some(*n));
+        if newer.is_some() {
+            self.conntrack = newer.cloned();
+        }
+        let beat = newest.map_or_else(v1::Heartbeat::default, |r| v1::Heartbeat {
+            pass: r.pass,
+            at_ms: r.at.0,
+            took_ms: r.took_ms,
+            api_as_of_ms: r.api_as_of.map(|m| m.0),
+            conntrack: newer.map(|c| proto::encode::conntrack(c)),
+        });
+        v1::AgentMessage {
+            message: Some(v1::agent_message::Message::Heartbeat(beat)),
+            sent_at_ms: now().0,
+        }
     }
 }
 
@@ -389,7 +416,7 @@ async fn tell(
     };
     let pass = newest.pass;
     let message = match &sent.last {
-        Some(last) if same(last, &newest) => heartbeat(Some(&newest)),
+        Some(last) if same(last, &newest) => sent.heartbeat(Some(&newest)),
         _ => sent.message(newest),
     };
     deliver(up, message).await?;
@@ -397,7 +424,7 @@ async fn tell(
     Ok(pass)
 }
 
-/// Do two passes say the same, but for when?
+/// Do two passes say the same, but for when, and for connection tracking?
 fn same(a: &Report, b: &Report) -> bool {
     a.verdict == b.verdict
         && a.state == b.state
@@ -407,21 +434,6 @@ fn same(a: &Report, b: &Report) -> bool {
         && a.findings == b.findings
         && a.converging == b.converging
         && (Arc::ptr_eq(&a.rows, &b.rows) || a.rows == b.rows)
-}
-
-fn heartbeat(newest: Option<&Report>) -> v1::AgentMessage {
-    v1::AgentMessage {
-        message: Some(v1::agent_message::Message::Heartbeat(match newest {
-            None => v1::Heartbeat::default(),
-            Some(r) => v1::Heartbeat {
-                pass: r.pass,
-                at_ms: r.at.0,
-                took_ms: r.took_ms,
-                api_as_of_ms: r.api_as_of.map(|m| m.0),
-            },
-        })),
-        sent_at_ms: now().0,
-    }
 }
 
 async fn send(

@@ -3,6 +3,7 @@
 //! Events of different nodes may come in any order; of one node, only those of its newest connection
 //! count, so that the last words of an old one cannot undo what a new one said.
 
+use model::conntrack::ConntrackReading;
 use model::name::{NodeName, ServiceName};
 use model::report::Report;
 use model::time::{Millis, Now};
@@ -49,6 +50,8 @@ pub enum Event {
         took_ms: u64,
         /// Until when the view of the API was current then.
         api_as_of: Option<Millis>,
+        /// What is new of connection tracking.
+        conntrack: Option<Arc<ConntrackReading>>,
         /// The node's clock when it was sent.
         sent_at: Millis,
     },
@@ -113,6 +116,8 @@ pub struct Said {
     pub api_as_of: Option<Millis>,
     /// How long the pass took, milliseconds.
     pub took_ms: u64,
+    /// The newest reading of connection tracking; `None`: the agent says nothing of it.
+    pub conntrack: Option<Arc<ConntrackReading>>,
     /// When that was received.
     pub received: Now,
     /// The node's clock when it was sent.
@@ -206,6 +211,7 @@ impl Fleet {
                     at: report.at,
                     api_as_of: report.api_as_of,
                     took_ms: report.took_ms,
+                    conntrack: report.conntrack.clone(),
                     received: now,
                     sent_at,
                     report,
@@ -216,6 +222,7 @@ impl Fleet {
                 at,
                 took_ms,
                 api_as_of,
+                conntrack,
                 sent_at,
                 ..
             } => {
@@ -228,6 +235,9 @@ impl Fleet {
                     said.at = at;
                     said.took_ms = took_ms;
                     said.api_as_of = api_as_of;
+                    if conntrack.is_some() {
+                        said.conntrack = conntrack;
+                    }
                     said.received = now;
                     said.sent_at = sent_at;
                 }

@@ -276,6 +276,12 @@ impl Session {
                         at: Millis(h.at_ms),
                         took_ms: h.took_ms,
                         api_as_of: h.api_as_of_ms.map(Millis),
+                        conntrack: h
+                            .conntrack
+                            .map(proto::decode::conntrack)
+                            .transpose()
+                            .map_err(wrong)?
+                            .map(Arc::new),
                         sent_at,
                     },
                 )?,

@@ -238,6 +238,7 @@ fn silence_ages_and_heartbeats_refresh() {
         at: Millis(AT + 20_000),
         took_ms: 3,
         api_as_of: Some(Millis(AT + 19_000)),
+        conntrack: None,
         sent_at: Millis(AT + 20_100),
     };
     f.apply(&n, beat, at(20)).unwrap();

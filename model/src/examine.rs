@@ -144,6 +144,7 @@ pub fn examine(pass: &Pass, ledger: &mut Ledger) -> Examined {
         findings,
         converging,
         rows: compared.rows.clone(),
+        conntrack: None,
     };
     report.verdict = verdict(&report);
     Examined {

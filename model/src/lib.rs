@@ -5,11 +5,13 @@
 //! Reading order: [`name`], [`address`] (what is talked about); [`service`], [`endpoint`], [`view`]
 //! (what the API said); [`profile`] (who programs the node); [`table`] (what each destination gets);
 //! [`desired`] (what should be); [`capture`] (what could be read); [`compare`], [`finding`],
-//! [`settle`] (how they differ, and since when); [`examine`] (one whole pass), [`report`].
+//! [`settle`] (how they differ, and since when); [`examine`] (one whole pass), [`report`]; and by itself
+//! [`conntrack`] (how full the node's table of connections is, and what its counters say).
 
 pub mod address;
 pub mod capture;
 pub mod compare;
+pub mod conntrack;
 pub mod desired;
 pub mod endpoint;
 pub mod examine;

@@ -39,3 +39,7 @@ pub const REPLICAS: usize = 16;
 
 /// Addresses of one replica: a Pod has one of each family.
 pub const REPLICA_ADDRESSES: usize = 2;
+
+/// Readings of connection tracking that are remembered: one every 5 s for the forecast's longest window
+/// of four hours, and some.
+pub const CONNTRACK_READINGS: usize = 3_000;

@@ -2,6 +2,7 @@
 
 use crate::address::{Family, Frontend, SourceClass};
 use crate::capture::{DatapathFound, Gap};
+use crate::conntrack::ConntrackReading;
 use crate::finding::Finding;
 use crate::name::{NodeName, ServicePortName};
 use crate::table::{Action, Forwarding, OneOf};
@@ -218,6 +219,9 @@ pub struct Report {
     /// Every row, in [`Row::place`]'s order. One that is the same as in the last report is the very
     /// same.
     pub rows: Arc<[Arc<Row>]>,
+    /// The newest reading of connection tracking, which has its own time and is no part of the verdict;
+    /// `None`: nobody looked.
+    pub conntrack: Option<Arc<ConntrackReading>>,
 }
 
 impl Row {

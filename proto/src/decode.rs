@@ -6,6 +6,7 @@ use crate::v1;
 use ipnet::IpNet;
 use model::address::{Frontend, Protocol, SourceClass};
 use model::capture::{DatapathFound, DatapathState, Gap};
+use model::conntrack::ConntrackReading;
 use model::finding::{Evidence, Finding, FindingKind, Severity};
 use model::name::{NodeName, ServicePortName};
 use model::report::{Judged, NodeState, NotJudged, Report, Row};
@@ -51,7 +52,7 @@ pub enum WireError {
     },
 }
 
-type Result<T> = std::result::Result<T, WireError>;
+pub(crate) type Result<T> = std::result::Result<T, WireError>;
 
 impl TryFrom<v1::Report> for Report {
     type Error = WireError;
@@ -74,12 +75,7 @@ impl TryFrom<v1::Report> for Report {
             verdict: text("verdict", r.verdict)?,
             datapaths: each("datapaths", r.datapaths, limits::DATAPATHS, datapath)?,
             judged: judged(r.judged.ok_or(WireError::Missing("judged"))?)?,
-            gaps: each("gaps", r.gaps, limits::GAPS, |g| {
-                Ok(Gap {
-                    what: text("gaps.what", g.what)?.into(),
-                    why: text("gaps.why", g.why)?.into(),
-                })
-            })?,
+            gaps: each("gaps", r.gaps, limits::GAPS, |g| gap("gaps", g))?,
             findings: each("findings", r.findings, limits::FINDINGS, finding)?,
             converging: each("converging", r.converging, limits::FINDINGS, finding)?,
             rows: r
@@ -87,8 +83,24 @@ impl TryFrom<v1::Report> for Report {
                 .into_iter()
                 .map(|r| row(r).map(Arc::new))
                 .collect::<Result<_>>()?,
+            conntrack: r.conntrack.map(conntrack).transpose()?.map(Arc::new),
         })
     }
+}
+
+/// A reading of connection tracking from the wire.
+///
+/// # Errors
+/// [`WireError`].
+pub fn conntrack(c: v1::Conntrack) -> Result<ConntrackReading> {
+    crate::conntrack::from_wire(c)
+}
+
+pub(crate) fn gap(field: &'static str, g: v1::Gap) -> Result<Gap> {
+    Ok(Gap {
+        what: text(field, g.what)?.into(),
+        why: text(field, g.why)?.into(),
+    })
 }
 
 /// The report that a delta makes of the one before it on the same stream.
@@ -484,6 +496,6 @@ fn each<A, B>(
     list.into_iter().map(f).collect()
 }
 
-fn unknown<T>(field: &'static str, value: i32) -> Result<T> {
+pub(crate) fn unknown<T>(field: &'static str, value: i32) -> Result<T> {
     Err(WireError::Unknown { field, value })
 }

@@ -4,7 +4,8 @@
 use crate::limits;
 use crate::v1;
 use model::address::{Frontend, Protocol, SourceClass};
-use model::capture::DatapathState;
+use model::capture::{DatapathState, Gap};
+use model::conntrack::ConntrackReading;
 use model::finding::{Evidence, Finding, FindingKind, Severity};
 use model::name::ServicePortName;
 use model::report::{Judged, NodeState, NotJudged, Report, Row};
@@ -48,15 +49,7 @@ fn head(r: &Report) -> v1::Report {
             })
             .collect(),
         judged: Some(judged(&r.judged)),
-        gaps: r
-            .gaps
-            .iter()
-            .take(limits::GAPS)
-            .map(|g| v1::Gap {
-                what: text(&g.what),
-                why: text(&g.why),
-            })
-            .collect(),
+        gaps: r.gaps.iter().take(limits::GAPS).map(gap).collect(),
         findings: r
             .findings
             .iter()
@@ -70,6 +63,19 @@ fn head(r: &Report) -> v1::Report {
             .map(finding)
             .collect(),
         rows: Vec::new(),
+        conntrack: r.conntrack.as_deref().map(conntrack),
+    }
+}
+
+/// A reading of connection tracking as it goes over the wire.
+pub fn conntrack(c: &ConntrackReading) -> v1::Conntrack {
+    crate::conntrack::to_wire(c)
+}
+
+pub(crate) fn gap(g: &Gap) -> v1::Gap {
+    v1::Gap {
+        what: text(&g.what),
+        why: text(&g.why),
     }
 }
 

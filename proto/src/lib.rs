@@ -3,6 +3,7 @@
 //! [`v1`] is generated from `proto/vipwitness.v1.proto` and committed; [`encode`] and [`decode`]
 //! turn the model's types into it and back; [`limits`] bounds what is taken in.
 
+mod conntrack;
 pub mod decode;
 pub mod encode;
 pub mod limits;

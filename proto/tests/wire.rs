@@ -5,7 +5,10 @@
 mod generate;
 
 use model::address::{Frontend, Protocol, SourceClass};
-use model::capture::{DatapathFound, DatapathState, Gap};
+use model::capture::{DatapathFound, DatapathState, Gap, Reading};
+use model::conntrack::{
+    Conntrack, ConntrackReading, Counter, Counters, Filling, Forecast, Recent, Timeout,
+};
 use model::finding::{Evidence, Finding, FindingKind, Severity};
 use model::name::{NodeName, ServicePortName};
 use model::report::{Judged, NodeState, NotJudged, Report, Row};
@@ -16,6 +19,7 @@ use model::time::Millis;
 use prost::Message;
 use proto::decode::WireError;
 use proto::v1;
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -155,6 +159,48 @@ fn full() -> Report {
         .into_iter()
         .map(Arc::new)
         .collect(),
+        conntrack: None,
+    }
+}
+
+fn conntrack() -> ConntrackReading {
+    let totals: Counters<u64> = Counter::ALL
+        .into_iter()
+        .map(|c| (c, 5_000_000_000 + c as u64))
+        .collect();
+    let increases: Counters<u64> = Counter::ALL
+        .into_iter()
+        .filter(|c| *c != Counter::ClashResolve)
+        .map(|c| (c, c as u64))
+        .collect();
+    ConntrackReading {
+        at: Millis(1_700_000_000_900),
+        reading: Reading::Read(Conntrack {
+            entries: 210_000,
+            limit: 262_144,
+            buckets: Some(65_536),
+            timeouts: Timeout::ALL.into_iter().zip(60..).collect(),
+            totals,
+            recent: Some(Recent {
+                ms: 300_000,
+                increases,
+            }),
+            forecast: Forecast::Filling(Filling {
+                seconds: 700.5,
+                earliest: 540.0,
+                latest: 1_200.25,
+                per_second: 74.5,
+                seen_seconds: 600,
+            }),
+        }),
+    }
+}
+
+/// A report as of the version that told of connection tracking first.
+fn with_conntrack() -> Report {
+    Report {
+        conntrack: Some(Arc::new(conntrack())),
+        ..full()
     }
 }
 
@@ -189,7 +235,7 @@ fn some(pass: u64, mut next: impl FnMut(u64) -> u64) -> Report {
     Report {
         pass,
         rows: rows.into_iter().map(Arc::new).collect(),
-        ..full()
+        ..with_conntrack()
     }
 }
 
@@ -270,7 +316,48 @@ fn decode(bytes: &[u8]) -> Result<Report, WireError> {
 
 #[test]
 fn a_report_comes_out_as_it_went_in() {
-    assert_eq!(decode(&message(&full()).encode_to_vec()).unwrap(), full());
+    for report in [full(), with_conntrack()] {
+        assert_eq!(decode(&message(&report).encode_to_vec()).unwrap(), report);
+    }
+    // Every answer about connection tracking.
+    let Reading::Read(table) = conntrack().reading else {
+        panic!("a table")
+    };
+    let mut all = vec![
+        Reading::Absent,
+        Reading::Failed(Gap {
+            what: "conntrack".into(),
+            why: "no permission".into(),
+        }),
+        Reading::Read(Conntrack {
+            buckets: None,
+            timeouts: BTreeMap::new(),
+            totals: Counters::default(),
+            recent: None,
+            ..table.clone()
+        }),
+    ];
+    for forecast in [
+        Forecast::NoLimit,
+        Forecast::Full,
+        Forecast::TooShort,
+        Forecast::Steady { seen_seconds: 600 },
+        Forecast::Distant {
+            beyond_seconds: 3_000,
+        },
+    ] {
+        all.push(Reading::Read(Conntrack {
+            forecast,
+            ..table.clone()
+        }));
+    }
+    for reading in all {
+        let at = Millis(7);
+        let said = ConntrackReading { at, reading };
+        let bytes = proto::encode::conntrack(&said).encode_to_vec();
+        let back = v1::Conntrack::decode(&*bytes).unwrap();
+        assert_eq!(proto::decode::conntrack(back).unwrap(), said);
+    }
 }
 
 /// Bytes written once, by the first version; a later version must read them all the same. To add one:
@@ -282,6 +369,29 @@ fn golden_messages_decode_to_what_they_meant() {
         std::fs::write(&path, message(&full()).encode_to_vec()).unwrap();
     }
     assert_eq!(decode(&std::fs::read(&path).unwrap()).unwrap(), full());
+    let path = path.with_file_name("report-0.1.0-conntrack.bin");
+    if std::env::var_os("GOLDEN").is_some() {
+        std::fs::write(&path, message(&with_conntrack()).encode_to_vec()).unwrap();
+    }
+    assert_eq!(
+        decode(&std::fs::read(&path).unwrap()).unwrap(),
+        with_conntrack()
+    );
+    // A heartbeat that tells that the kernel has no connection tracking.
+    let heartbeat = [26, 12, 8, 7, 16, 9, 24, 1, 42, 4, 8, 3, 16, 1, 120, 5];
+    let Some(v1::agent_message::Message::Heartbeat(beat)) =
+        v1::AgentMessage::decode(&heartbeat[..]).unwrap().message
+    else {
+        panic!("no heartbeat")
+    };
+    assert_eq!((beat.pass, beat.at_ms, beat.took_ms), (7, 9, 1));
+    assert_eq!(
+        proto::decode::conntrack(beat.conntrack.unwrap()).unwrap(),
+        ConntrackReading {
+            at: Millis(3),
+            reading: Reading::Absent,
+        }
+    );
     let hello = [
         10, 15, 10, 6, b'n', b'o', b'd', b'e', b'-', b'a', 18, 3, b'0', b'.', b'1', 24, 1, 120, 5,
     ];
@@ -352,6 +462,19 @@ fn a_wrong_message_is_refused_by_the_name_of_the_field() {
             other => panic!("{other:?}"),
         }
     }
+    fn table(r: &mut v1::Report) -> &mut v1::ConntrackTable {
+        match r.conntrack.as_mut().unwrap().reading.as_mut().unwrap() {
+            v1::conntrack::Reading::Table(t) => t,
+            other => panic!("{other:?}"),
+        }
+    }
+    fn filling(r: &mut v1::Report) -> &mut v1::ConntrackFilling {
+        let forecast = table(r).forecast.as_mut().unwrap();
+        match forecast.state.as_mut().unwrap() {
+            v1::conntrack_forecast::State::Filling(f) => f,
+            other => panic!("{other:?}"),
+        }
+    }
     fn backend(r: &mut v1::Report) -> &mut v1::Backend {
         &mut r.rows[0].desired.as_mut().unwrap().any_of[0].backends[0]
     }
@@ -399,9 +522,40 @@ fn a_wrong_message_is_refused_by_the_name_of_the_field() {
         wrong("rows", |r| {
             r.rows = vec![v1::Row::default(); proto::limits::ROWS + 1]
         }),
+        wrong("conntrack.reading", |r| {
+            r.conntrack.as_mut().unwrap().reading = None
+        }),
+        wrong("conntrack.failed", |r| {
+            let long = "x".repeat(proto::limits::TEXT_BYTES + 1);
+            let gap = v1::Gap {
+                what: long.clone(),
+                why: long,
+            };
+            r.conntrack.as_mut().unwrap().reading = Some(v1::conntrack::Reading::Failed(gap));
+        }),
+        wrong("conntrack.counts", |r| table(r).counts[0].counter = 0),
+        wrong("conntrack.counts", |r| table(r).counts[0].counter = 99),
+        wrong("conntrack.counts", |r| {
+            table(r).counts = vec![table(r).counts[0]; 1_000_000]
+        }),
+        wrong("conntrack.timeouts", |r| table(r).timeouts[0].kind = 0),
+        wrong("conntrack.timeouts", |r| {
+            table(r).timeouts = vec![table(r).timeouts[0]; 1_000_000]
+        }),
+        wrong("conntrack.forecast", |r| table(r).forecast = None),
+        wrong("conntrack.forecast.filling", |r| {
+            filling(r).latest = f64::NAN
+        }),
+        wrong("conntrack.forecast.filling", |r| {
+            filling(r).seconds = f64::INFINITY
+        }),
+        wrong("conntrack.forecast.filling", |r| filling(r).earliest = -1.0),
+        wrong("conntrack.forecast.filling", |r| {
+            filling(r).earliest = 701.0
+        }),
     ];
     for (field, spoil) in cases {
-        let mut r = proto::encode::report(&full());
+        let mut r = proto::encode::report(&with_conntrack());
         spoil(&mut r);
         let error = Report::try_from(r).expect_err(field);
         assert!(
@@ -433,7 +587,7 @@ fn what_is_too_long_is_cut_by_the_sender_and_then_taken() {
 /// Truncated, flipped and random bytes never panic.
 #[test]
 fn broken_bytes_give_errors() {
-    let good = message(&full()).encode_to_vec();
+    let good = message(&with_conntrack()).encode_to_vec();
     for i in 0..good.len() {
         let mut bad = good.clone();
         for bit in [1u8, 0x80, 0xff] {

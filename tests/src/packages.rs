@@ -39,6 +39,11 @@ pub const KERNEL: &[Package] = &[
         name: "util-linux",
         program: "setpriv",
     },
+    // Second witness of what the agent reads of connection tracking.
+    Package {
+        name: "conntrack",
+        program: "conntrack",
+    },
 ];
 
 /// For a cluster of its own, besides those of [`KERNEL`].
@@ -50,10 +55,6 @@ pub const CLUSTER: &[Package] = &[
     Package {
         name: "openssl",
         program: "openssl",
-    },
-    Package {
-        name: "conntrack",
-        program: "conntrack",
     },
     Package {
         name: "kmod",

@@ -73,12 +73,17 @@ pub enum Question<'a> {
     Links,
     /// `RTM_GETADDR`, both families.
     Addresses,
+    /// `IPCTNL_MSG_CT_GET_STATS_CPU`: one answer for each possible CPU.
+    ConntrackCpus,
+    /// `IPCTNL_MSG_CT_GET_STATS`: one answer.
+    ConntrackTable,
 }
 
 impl Question<'_> {
     fn message(&self) -> (u16, u16, Vec<u8>) {
         // linux/netfilter/nf_tables.h, NFNL_SUBSYS_NFTABLES = 10
         const NFT: u16 = 10 << 8;
+        const CT: u16 = 1 << 8;
         let nfgen = |family: u8| vec![family, 0, 0, 0];
         match self {
             Question::Generation => (NFT | 16, 0, nfgen(0)),
@@ -122,6 +127,9 @@ impl Question<'_> {
             // linux/rtnetlink.h: struct ifinfomsg, struct ifaddrmsg, all zero
             Question::Links => (18, NLM_F_DUMP, vec![0; 16]),
             Question::Addresses => (22, NLM_F_DUMP, vec![0; 8]),
+            // linux/netfilter/nfnetlink_conntrack.h, NFNL_SUBSYS_CTNETLINK = 1
+            Question::ConntrackCpus => (CT | 4, NLM_F_DUMP, nfgen(0)),
+            Question::ConntrackTable => (CT | 5, 0, nfgen(0)),
         }
     }
 }

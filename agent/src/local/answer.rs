@@ -1,5 +1,7 @@
 //! What is answered on the socket. Pure: a question and the last report go in, an answer comes out.
 
+mod conntrack;
+
 use crate::fresh::Look;
 use model::finding::Finding;
 use model::name::ServiceName;
@@ -13,11 +15,12 @@ use serde::Serialize;
 use std::collections::BTreeSet;
 
 /// What can be asked, for errors and `/`.
-pub const PATHS: [&str; 5] = [
+pub const PATHS: [&str; 6] = [
     "/svc/{name}",
     "/svc/{namespace}/{name}",
     "/node",
     "/findings",
+    "/conntrack",
     "/healthz",
 ];
 /// Choices named in an error.
@@ -40,6 +43,8 @@ pub enum Question {
     Node,
     /// What differs.
     Findings,
+    /// How full the table of connections is.
+    Conntrack,
     /// Does the agent look?
     Health,
     /// What can be asked.
@@ -108,6 +113,7 @@ impl Asked {
             [""] => Question::Root,
             ["node"] => Question::Node,
             ["findings"] => Question::Findings,
+            ["conntrack"] => Question::Conntrack,
             ["healthz"] => Question::Health,
             ["svc", name] if !name.is_empty() => Question::Service {
                 namespace: wanted_namespace,
@@ -283,6 +289,7 @@ pub fn answer(asked: &Asked, look: &Look, now: Millis) -> Answer {
         Question::Health => Answer::text(200, "ok\n".into()),
         Question::Node => node(report, data, asked.text),
         Question::Findings => findings(report, data, asked.text),
+        Question::Conntrack => conntrack::answer(report, asked.text, now),
         Question::Service { namespace, name } => {
             match resolve(report, namespace.as_deref(), name) {
                 Ok(service) => one(report, data, &service, asked.text, now),
@@ -296,7 +303,7 @@ pub fn answer(asked: &Asked, look: &Look, now: Millis) -> Answer {
 struct RootJson {
     verdict: &'static str,
     version: &'static str,
-    paths: [&'static str; 5],
+    paths: [&'static str; 6],
 }
 
 fn root(text: bool) -> Answer {

@@ -63,6 +63,7 @@ pub fn named(node: &str, services: &[(&str, &str)]) -> Report {
         findings: vec![],
         converging: vec![],
         rows: ports.flat_map(|p| rows(&p)).map(Arc::new).collect(),
+        conntrack: None,
     }
 }
 

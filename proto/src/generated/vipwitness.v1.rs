@@ -68,7 +68,7 @@ pub struct Ack {
     pub pass: u64,
 }
 /// Nothing changed since the last Report but the time: these passes came to the same.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Heartbeat {
     /// The newest pass; 0: none yet.
     #[prost(uint64, tag = "1")]
@@ -79,6 +79,9 @@ pub struct Heartbeat {
     pub took_ms: u64,
     #[prost(uint64, optional, tag = "4")]
     pub api_as_of_ms: ::core::option::Option<u64>,
+    /// What is newer than in the last Report, ReportDelta or Heartbeat that had one; absent: nothing is.
+    #[prost(message, optional, tag = "5")]
+    pub conntrack: ::core::option::Option<Conntrack>,
 }
 /// What is different from the Report or ReportDelta that was sent last on this stream.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -380,6 +383,104 @@ pub struct Report {
     pub converging: ::prost::alloc::vec::Vec<Finding>,
     #[prost(message, repeated, tag = "13")]
     pub rows: ::prost::alloc::vec::Vec<Row>,
+    /// Absent: the agent says nothing of it.
+    #[prost(message, optional, tag = "14")]
+    pub conntrack: ::core::option::Option<Conntrack>,
+}
+/// A reading of connection tracking.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Conntrack {
+    #[prost(uint64, tag = "1")]
+    pub at_ms: u64,
+    #[prost(oneof = "conntrack::Reading", tags = "2, 3, 4")]
+    pub reading: ::core::option::Option<conntrack::Reading>,
+}
+/// Nested message and enum types in `Conntrack`.
+pub mod conntrack {
+    #[derive(Clone, PartialEq, ::prost::Oneof)]
+    pub enum Reading {
+        /// The kernel has none.
+        #[prost(bool, tag = "2")]
+        Absent(bool),
+        /// It could not be read.
+        #[prost(message, tag = "3")]
+        Failed(super::Gap),
+        #[prost(message, tag = "4")]
+        Table(super::ConntrackTable),
+    }
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ConntrackTable {
+    #[prost(uint32, tag = "1")]
+    pub entries: u32,
+    /// 0: no limit.
+    #[prost(uint32, tag = "2")]
+    pub limit: u32,
+    #[prost(uint32, optional, tag = "3")]
+    pub buckets: ::core::option::Option<u32>,
+    #[prost(message, repeated, tag = "4")]
+    pub timeouts: ::prost::alloc::vec::Vec<ConntrackTimeout>,
+    #[prost(message, repeated, tag = "5")]
+    pub counts: ::prost::alloc::vec::Vec<ConntrackCount>,
+    /// How long `lately` of the counts is; 0: read once only.
+    #[prost(uint64, tag = "6")]
+    pub lately_ms: u64,
+    #[prost(message, optional, tag = "7")]
+    pub forecast: ::core::option::Option<ConntrackForecast>,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ConntrackTimeout {
+    #[prost(enumeration = "ConntrackTimeoutKind", tag = "1")]
+    pub kind: i32,
+    #[prost(uint32, tag = "2")]
+    pub seconds: u32,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ConntrackCount {
+    #[prost(enumeration = "ConntrackCounter", tag = "1")]
+    pub counter: i32,
+    /// Over all CPUs; does not wrap.
+    #[prost(uint64, tag = "2")]
+    pub total: u64,
+    /// Absent: not known.
+    #[prost(uint64, optional, tag = "3")]
+    pub lately: ::core::option::Option<u64>,
+}
+#[derive(Clone, Copy, PartialEq, ::prost::Message)]
+pub struct ConntrackForecast {
+    #[prost(oneof = "conntrack_forecast::State", tags = "1, 2, 3, 4, 5, 6")]
+    pub state: ::core::option::Option<conntrack_forecast::State>,
+}
+/// Nested message and enum types in `ConntrackForecast`.
+pub mod conntrack_forecast {
+    #[derive(Clone, Copy, PartialEq, ::prost::Oneof)]
+    pub enum State {
+        #[prost(bool, tag = "1")]
+        NoLimit(bool),
+        #[prost(bool, tag = "2")]
+        Full(bool),
+        #[prost(bool, tag = "3")]
+        TooShort(bool),
+        #[prost(uint64, tag = "4")]
+        SteadySeenSeconds(u64),
+        #[prost(uint64, tag = "5")]
+        DistantBeyondSeconds(u64),
+        #[prost(message, tag = "6")]
+        Filling(super::ConntrackFilling),
+    }
+}
+#[derive(Clone, Copy, PartialEq, ::prost::Message)]
+pub struct ConntrackFilling {
+    #[prost(double, tag = "1")]
+    pub seconds: f64,
+    #[prost(double, tag = "2")]
+    pub earliest: f64,
+    #[prost(double, tag = "3")]
+    pub latest: f64,
+    #[prost(double, tag = "4")]
+    pub per_second: f64,
+    #[prost(uint64, tag = "5")]
+    pub seen_seconds: u64,
 }
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
@@ -784,6 +885,112 @@ impl DatapathState {
             "DATAPATH_STATE_UNSPECIFIED" => Some(Self::Unspecified),
             "DATAPATH_STATE_IN_CHARGE" => Some(Self::InCharge),
             "DATAPATH_STATE_RESIDUE" => Some(Self::Residue),
+            _ => None,
+        }
+    }
+}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum ConntrackTimeoutKind {
+    Unspecified = 0,
+    TcpSynSent = 1,
+    TcpSynRecv = 2,
+    TcpEstablished = 3,
+    TcpFinWait = 4,
+    TcpCloseWait = 5,
+    TcpTimeWait = 6,
+    Udp = 7,
+    UdpStream = 8,
+    Icmp = 9,
+    Generic = 10,
+}
+impl ConntrackTimeoutKind {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "CONNTRACK_TIMEOUT_KIND_UNSPECIFIED",
+            Self::TcpSynSent => "CONNTRACK_TIMEOUT_KIND_TCP_SYN_SENT",
+            Self::TcpSynRecv => "CONNTRACK_TIMEOUT_KIND_TCP_SYN_RECV",
+            Self::TcpEstablished => "CONNTRACK_TIMEOUT_KIND_TCP_ESTABLISHED",
+            Self::TcpFinWait => "CONNTRACK_TIMEOUT_KIND_TCP_FIN_WAIT",
+            Self::TcpCloseWait => "CONNTRACK_TIMEOUT_KIND_TCP_CLOSE_WAIT",
+            Self::TcpTimeWait => "CONNTRACK_TIMEOUT_KIND_TCP_TIME_WAIT",
+            Self::Udp => "CONNTRACK_TIMEOUT_KIND_UDP",
+            Self::UdpStream => "CONNTRACK_TIMEOUT_KIND_UDP_STREAM",
+            Self::Icmp => "CONNTRACK_TIMEOUT_KIND_ICMP",
+            Self::Generic => "CONNTRACK_TIMEOUT_KIND_GENERIC",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "CONNTRACK_TIMEOUT_KIND_UNSPECIFIED" => Some(Self::Unspecified),
+            "CONNTRACK_TIMEOUT_KIND_TCP_SYN_SENT" => Some(Self::TcpSynSent),
+            "CONNTRACK_TIMEOUT_KIND_TCP_SYN_RECV" => Some(Self::TcpSynRecv),
+            "CONNTRACK_TIMEOUT_KIND_TCP_ESTABLISHED" => Some(Self::TcpEstablished),
+            "CONNTRACK_TIMEOUT_KIND_TCP_FIN_WAIT" => Some(Self::TcpFinWait),
+            "CONNTRACK_TIMEOUT_KIND_TCP_CLOSE_WAIT" => Some(Self::TcpCloseWait),
+            "CONNTRACK_TIMEOUT_KIND_TCP_TIME_WAIT" => Some(Self::TcpTimeWait),
+            "CONNTRACK_TIMEOUT_KIND_UDP" => Some(Self::Udp),
+            "CONNTRACK_TIMEOUT_KIND_UDP_STREAM" => Some(Self::UdpStream),
+            "CONNTRACK_TIMEOUT_KIND_ICMP" => Some(Self::Icmp),
+            "CONNTRACK_TIMEOUT_KIND_GENERIC" => Some(Self::Generic),
+            _ => None,
+        }
+    }
+}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum ConntrackCounter {
+    Unspecified = 0,
+    Found = 1,
+    Invalid = 2,
+    Insert = 3,
+    InsertFailed = 4,
+    Drop = 5,
+    EarlyDrop = 6,
+    Error = 7,
+    SearchRestart = 8,
+    ClashResolve = 9,
+    ChainToolong = 10,
+}
+impl ConntrackCounter {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "CONNTRACK_COUNTER_UNSPECIFIED",
+            Self::Found => "CONNTRACK_COUNTER_FOUND",
+            Self::Invalid => "CONNTRACK_COUNTER_INVALID",
+            Self::Insert => "CONNTRACK_COUNTER_INSERT",
+            Self::InsertFailed => "CONNTRACK_COUNTER_INSERT_FAILED",
+            Self::Drop => "CONNTRACK_COUNTER_DROP",
+            Self::EarlyDrop => "CONNTRACK_COUNTER_EARLY_DROP",
+            Self::Error => "CONNTRACK_COUNTER_ERROR",
+            Self::SearchRestart => "CONNTRACK_COUNTER_SEARCH_RESTART",
+            Self::ClashResolve => "CONNTRACK_COUNTER_CLASH_RESOLVE",
+            Self::ChainToolong => "CONNTRACK_COUNTER_CHAIN_TOOLONG",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "CONNTRACK_COUNTER_UNSPECIFIED" => Some(Self::Unspecified),
+            "CONNTRACK_COUNTER_FOUND" => Some(Self::Found),
+            "CONNTRACK_COUNTER_INVALID" => Some(Self::Invalid),
+            "CONNTRACK_COUNTER_INSERT" => Some(Self::Insert),
+            "CONNTRACK_COUNTER_INSERT_FAILED" => Some(Self::InsertFailed),
+            "CONNTRACK_COUNTER_DROP" => Some(Self::Drop),
+            "CONNTRACK_COUNTER_EARLY_DROP" => Some(Self::EarlyDrop),
+            "CONNTRACK_COUNTER_ERROR" => Some(Self::Error),
+            "CONNTRACK_COUNTER_SEARCH_RESTART" => Some(Self::SearchRestart),
+            "CONNTRACK_COUNTER_CLASH_RESOLVE" => Some(Self::ClashResolve),
+            "CONNTRACK_COUNTER_CHAIN_TOOLONG" => Some(Self::ChainToolong),
             _ => None,
         }
     }

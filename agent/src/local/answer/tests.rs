@@ -68,6 +68,7 @@ fn report() -> Report {
         ]
         .map(Arc::new)
         .into(),
+        conntrack: None,
     }
 }
 
@@ -235,6 +236,57 @@ fn node_and_findings_have_the_fields_of_check() {
     }
     let findings = json(&ask("/findings"));
     assert_eq!(findings["converging"][0]["service"], "shop/web:http");
+}
+
+#[test]
+fn connection_tracking_has_its_own_age() {
+    use model::capture::{Gap, Reading};
+    use model::conntrack::{ConntrackReading, Counter, Counters, Meter, Sample};
+    let asked = |reading: Option<Reading<model::conntrack::Conntrack>>, target: &str| {
+        let at = Millis(AT - 2_000);
+        let conntrack = reading.map(|reading| Arc::new(ConntrackReading { at, reading }));
+        let report = Report {
+            conntrack,
+            ..report()
+        };
+        let look = Look {
+            report: Some(Arc::new(report)),
+            fresh: false,
+        };
+        ask_with(target, &look)
+    };
+    let mut sample = Sample {
+        entries: 900,
+        limit: 1_000,
+        ..Sample::default()
+    };
+    sample.cpus.push(model::conntrack::CpuCounters {
+        cpu: 0,
+        counters: [(Counter::Drop, 7)].into_iter().collect::<Counters<u32>>(),
+    });
+    let table = Meter::default().take(model::time::Mono(0), sample);
+    let answer = json(&asked(Some(Reading::Read(table.clone())), "/conntrack"));
+    assert_eq!(answer["entries"], 900);
+    assert_eq!(answer["counters"][0]["total"], 7);
+    let age = answer["age_seconds"].as_f64().unwrap();
+    let node = json(&asked(Some(Reading::Read(table.clone())), "/node"));
+    let report_age = node["data"]["age_seconds"].as_f64().unwrap();
+    assert!((age - report_age - 2.0).abs() < 1e-6, "{age} {report_age}");
+    let text = asked(Some(Reading::Read(table)), "/conntrack?output=text").body;
+    assert!(text.starts_with("n1: 90 % full (900 of 1,000)"), "{text}");
+    let failed = Reading::Failed(Gap {
+        what: "conntrack".into(),
+        why: "needs CAP_NET_ADMIN".into(),
+    });
+    for (reading, says) in [
+        (Some(failed), "CAP_NET_ADMIN"),
+        (Some(Reading::Absent), "has no connection tracking"),
+        (None, "not looked at"),
+    ] {
+        let answer = asked(reading, "/conntrack?output=text");
+        assert_eq!(answer.status, 503);
+        assert!(answer.body.contains(says), "{}", answer.body);
+    }
 }
 
 #[test]
