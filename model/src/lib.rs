@@ -5,7 +5,8 @@
 //! Reading order: [`name`], [`address`] (what is talked about); [`service`], [`endpoint`], [`view`]
 //! (what the API said); [`profile`] (who programs the node); [`table`] (what each destination gets);
 //! [`desired`] (what should be); [`capture`] (what could be read); [`compare`], [`finding`],
-//! [`settle`] (how they differ, and since when); [`examine`] (one whole pass), [`report`].
+//! [`settle`] (how they differ, and since when); [`examine`] (one whole pass), [`report`]; [`flow`]
+//! (the debugging flow for one Service, on the whole cluster).
 
 pub mod address;
 pub mod capture;
@@ -14,6 +15,7 @@ pub mod desired;
 pub mod endpoint;
 pub mod examine;
 pub mod finding;
+pub mod flow;
 pub mod limits;
 pub mod name;
 pub mod profile;
