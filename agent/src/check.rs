@@ -4,9 +4,11 @@ use crate::config::{CheckFlags, Output, Side, TableFlags};
 use crate::pass::{Looker, Passed};
 use crate::world::World;
 use model::finding::Severity;
+use model::flow::{ApiFinding, api_findings, finding_text};
 use model::report::words::harmless;
 use model::report::{self, Report, check_json, check_text, exit_code, table_json, table_text};
 use std::io::Write;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -41,7 +43,8 @@ pub async fn check(flags: CheckFlags) -> anyhow::Result<u8> {
         }
         tokio::time::sleep(APART).await;
     };
-    print_report(flags.output, &report)?;
+    let api = flow_of(&flags.source.manifests).await?;
+    print_report_and(flags.output, &report, api.as_deref())?;
     Ok(exit_code(&report))
 }
 
@@ -84,9 +87,44 @@ impl Patience {
     }
 }
 
+/// What the debugging flow finds in the manifests alone, where Pods are among them. It says nothing of
+/// this node, and is not counted in the exit code.
+async fn flow_of(manifests: &[PathBuf]) -> anyhow::Result<Option<Vec<ApiFinding>>> {
+    if manifests.is_empty() {
+        return Ok(None);
+    }
+    let paths = manifests.to_vec();
+    let found = tokio::task::spawn_blocking(move || {
+        let objects = cluster::manifests::read_objects(&paths)?;
+        api_findings(&objects, model::time::Now::default()).ok()
+    });
+    Ok(found.await?)
+}
+
 /// Prints a report as `check` does.
 pub fn print_report(output: Output, report: &Report) -> anyhow::Result<()> {
-    print(output, &check_json(report), || check_text(report))?;
+    print_report_and(output, report, None)
+}
+
+fn print_report_and(
+    output: Output,
+    report: &Report,
+    api: Option<&[ApiFinding]>,
+) -> anyhow::Result<()> {
+    let mut json = check_json(report);
+    json.api_findings = api;
+    print(output, &json, || {
+        let mut text = check_text(report);
+        match api {
+            None => {}
+            Some([]) => text += "API side: no finding\n",
+            Some(all) => {
+                text += "API side (not of this node, and not in the exit code):\n";
+                text.extend(all.iter().map(finding_text));
+            }
+        }
+        text
+    })?;
     if output == Output::Json {
         explain(report);
     }

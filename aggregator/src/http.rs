@@ -5,6 +5,7 @@
 use crate::SharedFleet;
 use crate::fleet::Fleet;
 use crate::inspect::{Freshness, Inspector};
+use crate::objects::SharedObjects;
 use crate::view::drift::Filter;
 use crate::view::nodes::Page;
 use crate::view::service::{Choices, NoService};
@@ -45,6 +46,7 @@ type Segments<T> = Result<Path<T>, PathRejection>;
 struct Sources {
     fleet: SharedFleet,
     inspector: Inspector,
+    objects: SharedObjects,
 }
 
 impl FromRef<Sources> for SharedFleet {
@@ -59,8 +61,14 @@ impl FromRef<Sources> for Inspector {
     }
 }
 
-/// Everything. `inspector`: the way to agents that are to look now.
-pub fn router(fleet: SharedFleet, inspector: Inspector) -> Router {
+impl FromRef<Sources> for SharedObjects {
+    fn from_ref(sources: &Sources) -> SharedObjects {
+        sources.objects.clone()
+    }
+}
+
+/// Everything. `inspector`: the way to agents that are to look now; `objects`: what the API server says.
+pub fn router(fleet: SharedFleet, inspector: Inspector, objects: SharedObjects) -> Router {
     let more = Router::new()
         .route("/", get(root))
         .route("/nodes", get(get_nodes))
@@ -71,13 +79,22 @@ pub fn router(fleet: SharedFleet, inspector: Inspector) -> Router {
         .route("/drift", get(get_drift))
         .route("/conntrack", get(get_conntrack))
         .route("/nodes/{node}/conntrack", get(get_node_conntrack));
-    finish(more.merge(scraped()), Sources { fleet, inspector })
+    let sources = Sources {
+        fleet,
+        inspector,
+        objects,
+    };
+    finish(more.merge(scraped()), sources)
 }
 
 /// What Prometheus and the kubelet ask for, and nothing else.
 pub fn scrape_router(fleet: SharedFleet) -> Router {
-    let inspector = Inspector::default();
-    finish(scraped(), Sources { fleet, inspector })
+    let sources = Sources {
+        fleet,
+        inspector: Inspector::default(),
+        objects: SharedObjects::default(),
+    };
+    finish(scraped(), sources)
 }
 
 fn scraped() -> Router<Sources> {
@@ -339,6 +356,7 @@ async fn get_service(
 
 async fn get_everywhere(
     State(fleet): State<SharedFleet>,
+    State(objects): State<SharedObjects>,
     path: Segments<(String, String)>,
     q: Parameters,
     h: HeaderMap,
@@ -346,9 +364,9 @@ async fn get_everywhere(
     let asked = Asked::new(q, &h, &[])?;
     let (namespace, name) = segments(path)?;
     let name = ServiceName::new(&namespace, &name);
-    asked.show(&look(&fleet, |f, now| {
-        everywhere::everywhere(f, &name, now)
-    })?)
+    let view =
+        objects.look(|api| look(&fleet, |f, now| everywhere::everywhere(f, api, &name, now)));
+    asked.show(&view?)
 }
 
 async fn get_drift(State(fleet): State<SharedFleet>, q: Parameters, h: HeaderMap) -> Answer {

@@ -2,7 +2,7 @@
 //!
 //! `ingest` takes agents' streams in, `fleet` remembers (pure), `view` says (pure), `http` and
 //! `metrics` show. Reading order: [`fleet`], [`view`], [`ingest`], [`inspect`] (asks a
-//! node to look now), [`http`].
+//! node to look now), [`objects`] (what the API server says), [`http`].
 
 pub mod auth;
 pub mod fleet;
@@ -10,6 +10,7 @@ pub mod http;
 pub mod ingest;
 pub mod inspect;
 pub mod metrics;
+pub mod objects;
 pub mod tls;
 pub mod view;
 

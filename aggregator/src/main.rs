@@ -1,7 +1,8 @@
 //! Flags and wiring of the aggregator.
 
 use aggregator::{
-    SharedFleet, auth::Tokens, fleet::Fleet, http, ingest::Ingest, inspect::Inspector, tls,
+    SharedFleet, auth::Tokens, fleet::Fleet, http, ingest::Ingest, inspect::Inspector,
+    objects::SharedObjects, tls,
 };
 use anyhow::{Context, bail};
 use clap::Parser;
@@ -39,7 +40,12 @@ struct Flags {
     /// Believe every agent about its node, without a token.
     #[arg(long)]
     insecure_agents: bool,
-    /// How to reach the API server that verifies tokens; else KUBECONFIG, else this Pod's.
+    /// Follow Services, EndpointSlices, Pods and Nodes in the API, for the debugging flow of
+    /// `/svc/{namespace}/{name}`. Needs the right to list and watch them; without it those steps are
+    /// unknown.
+    #[arg(long)]
+    watch_objects: bool,
+    /// How to reach the API server that verifies tokens and is followed; else KUBECONFIG, else this Pod's.
     #[arg(long, value_name = "FILE")]
     kubeconfig: Option<PathBuf>,
     /// Audience that agents' tokens must have.
@@ -89,6 +95,13 @@ async fn main() -> anyhow::Result<()> {
             )?,
         )
     };
+    let objects = if flags.watch_objects {
+        SharedObjects::follow(flags.kubeconfig)
+            .await
+            .context("--watch-objects")?
+    } else {
+        SharedObjects::default()
+    };
     let fleet: SharedFleet = Arc::new(RwLock::new(Fleet::default()));
     let inspector = Inspector::default();
     let bind = async |what: &str, at: SocketAddr| {
@@ -131,7 +144,7 @@ async fn main() -> anyhow::Result<()> {
     };
     tokio::select! {
         end = grpc => end.context("serving agents"),
-        end = axum::serve(readers, http::router(fleet.clone(), inspector)) => end.context("serving readers"),
+        end = axum::serve(readers, http::router(fleet.clone(), inspector, objects)) => end.context("serving readers"),
         end = scraped => end.context("serving metrics"),
         end = stopped() => end,
     }

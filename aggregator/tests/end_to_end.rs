@@ -54,7 +54,9 @@ async fn what_an_agent_reports_is_what_curl_reads() {
         .add_service(Ingest::new(fleet.clone(), inspector.clone(), None).server())
         .serve_with_incoming(TcpListenerStream::new(agents));
     tokio::spawn(server);
-    tokio::spawn(async move { axum::serve(readers, http::router(fleet, inspector)).await });
+    tokio::spawn(async move {
+        axum::serve(readers, http::router(fleet, inspector, Default::default())).await
+    });
 
     assert!(
         get(at, "/nodes", "*/*")

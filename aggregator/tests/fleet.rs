@@ -8,11 +8,13 @@ use aggregator::view::everywhere::everywhere;
 use aggregator::view::nodes::{Page, nodes};
 use aggregator::view::service::{NoService, resolve, service};
 use aggregator::view::{View, node, words};
+use model::flow::Api;
 use model::name::{NodeName, ServiceName};
 use model::time::{Millis, Mono, Now};
 use reports::{AT, agrees, drifted, evil, named, whole_node};
 use std::sync::Arc;
 
+const OFF: Api<'static> = Api::NotKnown("it is off");
 const PAGE: Page = Page {
     from: 0,
     limit: 500,
@@ -85,7 +87,7 @@ Other nodes: 5 other nodes agree with the API, 1 differs (n22)
 
 #[test]
 fn nodes_are_grouped_by_what_they_do_outliers_first() {
-    let view = everywhere(&fleet(), &ServiceName::new("shop", "web"), at(1)).unwrap();
+    let view = everywhere(&fleet(), OFF, &ServiceName::new("shop", "web"), at(1)).unwrap();
     assert_eq!(
         view.verdict,
         "shop/web: 2 nodes send to 10.244.9.9:8080, which the API does not offer \
@@ -93,7 +95,7 @@ fn nodes_are_grouped_by_what_they_do_outliers_first() {
     );
     assert_eq!(view.groups.len(), 2);
     assert!(view.text().contains("oldest reading 1.5 s ago"));
-    let missing = everywhere(&fleet(), &ServiceName::new("other", "web"), at(1)).unwrap_err();
+    let missing = everywhere(&fleet(), OFF, &ServiceName::new("other", "web"), at(1)).unwrap_err();
     assert_eq!(missing.exists[0], "/svc/shop/web");
 }
 
@@ -183,7 +185,7 @@ fn strangers_names_reach_nobodys_terminal_label_or_table() {
         nodes(&f, PAGE, now).text(),
         node::node(&f, &node.0, now).unwrap().text(),
         service(&f, &node.0, &web, now).unwrap().text(),
-        everywhere(&f, &web, now).unwrap().text(),
+        everywhere(&f, OFF, &web, now).unwrap().text(),
         drift(&f, &Filter::default(), PAGE, now).text(),
         aggregator::metrics::metrics(&f, now).unwrap(),
     ];

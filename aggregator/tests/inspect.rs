@@ -88,7 +88,9 @@ async fn a_reader_gets_what_the_node_does_now_or_the_last_known() {
         .add_service(Ingest::new(fleet.clone(), inspector.clone(), None).server())
         .serve_with_incoming(TcpListenerStream::new(agents));
     tokio::spawn(server);
-    tokio::spawn(async move { axum::serve(readers, http::router(fleet, inspector)).await });
+    tokio::spawn(async move {
+        axum::serve(readers, http::router(fleet, inspector, Default::default())).await
+    });
 
     let node = Arc::new(Node::default());
     let config = UplinkConfig {

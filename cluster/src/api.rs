@@ -32,20 +32,20 @@ use tokio::time::timeout;
 /// was missed first, or does not answer.
 pub const SILENCE: Duration = Duration::from_secs(75);
 /// How long one watch may last; the server ends it then, and it is resumed.
-const WATCH_SECONDS: u32 = 290;
+pub(crate) const WATCH_SECONDS: u32 = 290;
 /// Objects of one page, where lists cannot be streamed.
-const PAGE: u32 = 500;
+pub(crate) const PAGE: u32 = 500;
 /// One page, or one object, must be there by then.
-const ANSWER: Duration = Duration::from_secs(30);
+pub(crate) const ANSWER: Duration = Duration::from_secs(30);
 /// Back-off after failures: first, and longest.
 const BACK_OFF: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
 /// A collection that may not exist or may not be read is asked for again after this.
-const REFUSED: Duration = Duration::from_secs(300);
+pub(crate) const REFUSED: Duration = Duration::from_secs(300);
 /// Annotation of the bookmark that ends a streamed list.
-const LIST_END: &str = "k8s.io/initial-events-end";
+pub(crate) const LIST_END: &str = "k8s.io/initial-events-end";
 
 /// The server does not know streamed lists, or its storage cannot give them.
-fn cannot_stream(status: &kube::core::Status) -> bool {
+pub(crate) fn cannot_stream(status: &kube::core::Status) -> bool {
     [400, 422].contains(&status.code)
         || (status.code == 500 && status.message.contains("storage feature"))
 }
@@ -148,7 +148,7 @@ async fn fetch(door: &Door, name: &ServiceName) -> Result<Fetched, Trouble> {
 }
 
 /// Why a collection could not be read or followed on.
-enum Trouble {
+pub(crate) enum Trouble {
     /// No connection, or one that broke or fell silent: another address may do better.
     Unreachable(String),
     /// The server does not know the place to resume at, or sent nonsense: list again.
@@ -162,7 +162,7 @@ enum Trouble {
 }
 
 impl Trouble {
-    fn text(&self) -> &str {
+    pub(crate) fn text(&self) -> &str {
         match self {
             Trouble::Unreachable(t)
             | Trouble::Expired(t)
@@ -183,7 +183,7 @@ impl From<kube::Error> for Trouble {
     }
 }
 
-fn status_trouble(status: &kube::core::Status) -> Trouble {
+pub(crate) fn status_trouble(status: &kube::core::Status) -> Trouble {
     let text = format!("{} ({})", status.message, status.code);
     match status.code {
         410 => Trouble::Expired(text),
@@ -208,28 +208,28 @@ fn chain(error: &dyn std::error::Error) -> String {
 }
 
 #[derive(Deserialize)]
-struct Page {
-    metadata: PageMeta,
+pub(crate) struct Page {
+    pub(crate) metadata: PageMeta,
     #[serde(default)]
-    items: Vec<Value>,
+    pub(crate) items: Vec<Value>,
 }
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct PageMeta {
+pub(crate) struct PageMeta {
     #[serde(default)]
-    resource_version: String,
+    pub(crate) resource_version: String,
     #[serde(default, rename = "continue")]
-    next: Option<String>,
+    pub(crate) next: Option<String>,
 }
 
-fn get(path: &str) -> Result<Request<Vec<u8>>, String> {
+pub(crate) fn get(path: &str) -> Result<Request<Vec<u8>>, String> {
     Request::get(path)
         .body(Vec::new())
         .map_err(|e| format!("{path}: {e}"))
 }
 
-fn no_answer() -> String {
+pub(crate) fn no_answer() -> String {
     format!("no answer within {} s", ANSWER.as_secs())
 }
 
@@ -278,7 +278,7 @@ async fn list(
 }
 
 /// Percent-encodes what a query value may not hold.
-fn escape(text: &str) -> String {
+pub(crate) fn escape(text: &str) -> String {
     use std::fmt::Write;
     let mut out = String::with_capacity(text.len());
     for byte in text.bytes() {
@@ -577,7 +577,7 @@ impl Follower {
     }
 }
 
-fn back_off(failures: u32) -> Duration {
+pub(crate) fn back_off(failures: u32) -> Duration {
     jitter(
         BACK_OFF
             .0
@@ -587,10 +587,10 @@ fn back_off(failures: u32) -> Duration {
 }
 
 /// Between half and all of it, so that a thousand agents do not come at once.
-fn jitter(longest: Duration) -> Duration {
+pub(crate) fn jitter(longest: Duration) -> Duration {
     longest.mul_f64(rand::rng().random_range(0.5..1.0))
 }
 
 #[cfg(test)]
 #[path = "api_tests.rs"]
-mod tests;
+pub(crate) mod tests;

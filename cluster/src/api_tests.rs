@@ -10,11 +10,11 @@ use serde_json::json;
 use std::convert::Infallible;
 use std::sync::Mutex;
 
-type Body = BoxBody<Bytes, Infallible>;
-type Answer = Box<dyn Fn(&str) -> Response<Body> + Send + Sync>;
+pub(crate) type Body = BoxBody<Bytes, Infallible>;
+pub(crate) type Answer = Box<dyn Fn(&str) -> Response<Body> + Send + Sync>;
 
 /// A kubeconfig for a server that answers with `answer`, and what it was asked.
-async fn server(answer: Answer) -> (tempfile::TempDir, Arc<Mutex<Vec<String>>>) {
+pub(crate) async fn server(answer: Answer) -> (tempfile::TempDir, Arc<Mutex<Vec<String>>>) {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
     let asked = Arc::new(Mutex::new(Vec::new()));
@@ -45,7 +45,7 @@ async fn server(answer: Answer) -> (tempfile::TempDir, Arc<Mutex<Vec<String>>>) 
     (dir, asked)
 }
 
-async fn door(dir: &tempfile::TempDir) -> Arc<Door> {
+pub(crate) async fn door(dir: &tempfile::TempDir) -> Arc<Door> {
     let config = DoorConfig {
         kubeconfig: Some(dir.path().join("config")),
         api_server: None,
@@ -54,14 +54,14 @@ async fn door(dir: &tempfile::TempDir) -> Arc<Door> {
     Door::open(config).await.unwrap()
 }
 
-fn whole(code: u16, value: &Value) -> Response<Body> {
+pub(crate) fn whole(code: u16, value: &Value) -> Response<Body> {
     let mut response = Response::new(Full::new(Bytes::from(value.to_string())).boxed());
     *response.status_mut() = StatusCode::from_u16(code).unwrap();
     response
 }
 
 /// Lines of a watch; the stream ends after them when `end`, else it stays open.
-fn stream(lines: &[Value], end: bool) -> Response<Body> {
+pub(crate) fn stream(lines: &[Value], end: bool) -> Response<Body> {
     let lines: Vec<_> = lines
         .iter()
         .map(|l| Ok(Frame::data(Bytes::from(format!("{l}\n")))))
@@ -91,7 +91,7 @@ impl futures::Stream for SyncStream {
     }
 }
 
-fn refused(code: u16) -> Response<Body> {
+pub(crate) fn refused(code: u16) -> Response<Body> {
     whole(
         code,
         &json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "message": "no",
@@ -112,7 +112,7 @@ fn kubernetes() -> Value {
            "endpoints": [{"addresses": ["192.0.2.1"]}, {"addresses": ["192.0.2.2"]}]})
 }
 
-fn bookmark(version: &str, end: bool) -> Value {
+pub(crate) fn bookmark(version: &str, end: bool) -> Value {
     let annotations = if end {
         json!({LIST_END: "true"})
     } else {

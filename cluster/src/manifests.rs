@@ -4,11 +4,14 @@ mod documents;
 
 use crate::field::BadObject;
 use crate::said::{Collection, Said};
-use crate::trim::{self, Object};
+use crate::trim::{self, Object, objects};
 use documents::{documents, files, flatten, is_empty_list};
 use ipnet::IpNet;
 use model::endpoint::EndpointSlice;
+use model::flow::Objects;
+use model::flow::store::{Change as Told, Kind};
 use model::service::Service;
+use model::time::Now;
 use model::view::{Change, Node};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -173,6 +176,47 @@ pub fn read(paths: &[PathBuf]) -> Manifests {
     found
 }
 
+/// The objects of the debugging flow, where Pods are among the manifests; without them nothing of it
+/// can be told. Their facts count as old. What cannot be used is left out: [`read`] names it.
+pub fn read_objects(paths: &[PathBuf]) -> Option<Objects> {
+    let mut found = Objects {
+        settled_facts: true,
+        ..Objects::default()
+    };
+    found.not_given = Kind::ALL.into();
+    let now = Now::default();
+    for path in files(paths, &mut Vec::new()) {
+        for (_, document) in documents(&path).unwrap_or_default() {
+            let mut all = Vec::new();
+            flatten(document, &mut all, 0);
+            for value in all {
+                let said = match trim::kind_of(&value) {
+                    Some(("", "Service")) => objects::service_object(&value).map(Told::Service),
+                    Some(("discovery.k8s.io", "EndpointSlice")) => {
+                        objects::slice_object(&value).map(Told::Slice)
+                    }
+                    Some(("", "Pod")) => objects::pod(&value).map(Told::Pod),
+                    Some(("", "Node")) => objects::node_object(&value).map(Told::Node),
+                    _ => continue,
+                };
+                if let Ok(said) = said {
+                    found.not_given.remove(&match said {
+                        Told::Service(_) => Kind::Services,
+                        Told::Slice(_) => Kind::Slices,
+                        Told::Pod(_) => Kind::Pods,
+                        _ => Kind::Nodes,
+                    });
+                    found.apply(said, now);
+                }
+            }
+        }
+    }
+    for kind in Kind::ALL {
+        found.apply(Told::Alive(kind), now);
+    }
+    (!found.not_given.contains(&Kind::Pods)).then_some(found)
+}
+
 /// Follows the files: says at once what was found in them `first`, and everything again whenever a
 /// file's content, time or name changed and stood still since. Ends when nobody listens any more.
 /// Files that cannot be read leave the last good content in place, and are reported for as long.
@@ -303,6 +347,36 @@ mod tests {
         );
         let changes = found.into_changes();
         assert_eq!(changes.last(), Some(&Change::Complete));
+    }
+
+    #[test]
+    fn the_debugging_flow_needs_pods_and_says_nothing_of_kinds_that_are_not_there() {
+        use model::flow::{Check, api_findings};
+        let dir = tempfile::tempdir().unwrap();
+        let here = [dir.path().to_path_buf()];
+        let service = WEB.replace("spec: {", "spec: {selector: {app: frontend}, ");
+        write(dir.path(), "a.yaml", &service);
+        assert!(read_objects(&here).is_none());
+        write(
+            dir.path(),
+            "b.yaml",
+            "apiVersion: v1\nkind: Pod\nmetadata: {name: web-1, labels: {app: web}}\nstatus: {phase: Running}\n",
+        );
+        let checks = || -> Vec<Check> {
+            let objects = read_objects(&here).unwrap();
+            let all = api_findings(&objects, Now::default()).unwrap();
+            all.iter().map(|f| f.finding.check).collect()
+        };
+        assert_eq!(checks(), [Check::SelectorMatchesNothing]);
+        write(
+            dir.path(),
+            "c.yaml",
+            "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {name: other}\naddressType: IPv4\nendpoints: []\n",
+        );
+        assert_eq!(
+            checks(),
+            [Check::SelectorMatchesNothing, Check::NoUsableEndpoint]
+        );
     }
 
     #[test]

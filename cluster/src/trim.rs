@@ -3,6 +3,8 @@
 //! Defaults: `pkg/apis/core/v1/defaults.go`, `pkg/apis/discovery/v1/defaults.go`. The API server
 //! fills them in itself, so applying them again changes nothing there.
 
+pub mod objects;
+
 use crate::field::{BadObject, Field, Wrong, address, cidr};
 use ipnet::IpNet;
 use model::address::{Family, Protocol};
@@ -75,6 +77,16 @@ pub fn object(value: &Value) -> Result<Option<Object>, BadObject> {
         ("", "ConfigMap") => proxy_config(value).map(|c| c.map(Object::ProxyConfig)),
         _ => Ok(None),
     }
+}
+
+/// Group and kind of an object; `None` where it has no kind.
+pub fn kind_of(value: &Value) -> Option<(&str, &str)> {
+    let text = |key: &str| value.get(key).and_then(Value::as_str);
+    let group = text("apiVersion")
+        .unwrap_or_default()
+        .split_once('/')
+        .map_or("", |(group, _)| group);
+    Some((group, text("kind")?))
 }
 
 /// A core/v1 Service.

@@ -5,8 +5,9 @@
 //! Reading order: [`name`], [`address`] (what is talked about); [`service`], [`endpoint`], [`view`]
 //! (what the API said); [`profile`] (who programs the node); [`table`] (what each destination gets);
 //! [`desired`] (what should be); [`capture`] (what could be read); [`compare`], [`finding`],
-//! [`settle`] (how they differ, and since when); [`examine`] (one whole pass), [`report`]; and by itself
-//! [`conntrack`] (how full the node's table of connections is, and what its counters say).
+//! [`settle`] (how they differ, and since when); [`examine`] (one whole pass), [`report`]; [`flow`]
+//! (the debugging flow for one Service, on the whole cluster); and by itself [`conntrack`] (how full
+//! the node's table of connections is, and what its counters say).
 
 pub mod address;
 pub mod capture;
@@ -16,6 +17,7 @@ pub mod desired;
 pub mod endpoint;
 pub mod examine;
 pub mod finding;
+pub mod flow;
 pub mod limits;
 pub mod name;
 pub mod profile;

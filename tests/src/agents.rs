@@ -482,6 +482,7 @@ impl Installation {
             .collect::<Result<_>>()?;
         flags.extend([
             format!("--kubeconfig={}", kubeconfig.display()),
+            "--watch-objects".into(),
             format!("--tls-cert={}", pair.certificate.display()),
             format!("--tls-key={}", pair.key.display()),
             // Readers stand outside the aggregator's Pod.

@@ -11,6 +11,7 @@ use crate::cache::Version;
 use crate::churn;
 use crate::demo;
 use crate::faults;
+use crate::flow;
 use crate::laboratory::{Laboratory, patch_all};
 use crate::lifeline;
 use crate::netns::Netns;
@@ -62,6 +63,7 @@ pub const ALL: &[Check] = &[
 /// Checks that run only by name, with `cargo lab test --only NAME`: most are written and have not
 /// been seen to pass whole yet, and `faults_are_real` is for whoever changes the table of faults.
 pub const UNPROVEN: &[Check] = &[
+    small("the_flow_names_the_step", flow::the_flow_names_the_step),
     cluster("faults_are_real", faults::faults_are_real),
     cluster(
         "faults_are_found_among_many",

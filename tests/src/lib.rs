@@ -16,6 +16,7 @@
 //!   kube-proxies and real packets say about them.
 //! - [`faults`], [`churn`]: damage that has to be found, and changes that must not be taken for it.
 //! - [`soak`]: everything changes for as long as one likes.
+//! - `flow`: the debugging flow against the real slice controller.
 //! - `lifeline`: an agent that restarts on a node without any Service address.
 //! - [`bench`]: what a pass costs, against the kernel's own cost (`cargo lab bench`).
 //! - [`http`]: the smallest HTTP client, for listeners inside namespaces.
@@ -37,6 +38,7 @@ pub mod coverage;
 pub mod demo;
 pub mod faults;
 mod faults_plant;
+mod flow;
 pub mod generate;
 mod generate_endpoints;
 pub mod http;

@@ -1,11 +1,13 @@
-//! `GET /svc/{namespace}/{name}`: one Service on all nodes, grouped by what they do, outliers first.
+//! `GET /svc/{namespace}/{name}`: the debugging flow for one Service, and what all nodes do with it,
+//! grouped, outliers first.
 
 use super::service::{State, concerns, rows, standing};
-use super::words::{ago, clean, count, few, path, thousands};
+use super::words::{ago, count, few, path, thousands};
 use super::{NotFound, View, similar};
-use crate::fleet::Fleet;
+use crate::fleet::{Fleet, Said};
 use model::address::Frontend;
 use model::finding::{Finding, FindingKind};
+use model::flow::{Api, NodeAnswer, Question, Step, flow, wrapped};
 use model::name::ServiceName;
 use model::time::Now;
 use serde::Serialize;
@@ -44,71 +46,53 @@ pub struct EverywhereView {
     pub silent_nodes: Vec<String>,
     /// Outliers first.
     pub groups: Vec<Group>,
+    /// The debugging flow, in order.
+    pub steps: Vec<Step>,
+    /// How old what the API server said is; null where it is not followed, or not listed yet.
+    pub api_age_seconds: Option<f64>,
+    #[serde(skip)]
+    steps_text: String,
 }
 
-/// One Service on all nodes.
+/// One Service on all nodes, and in the API where it is followed.
 pub fn everywhere(
     fleet: &Fleet,
+    api: Api,
     service: &ServiceName,
     now: Now,
 ) -> Result<EverywhereView, NotFound> {
-    let known = fleet.services();
-    if !known.contains(service) {
-        return Err(NotFound {
-            detail: format!("no node reports a Service {:?}", service.to_string()),
-            exists: similar(known.iter().copied(), service)
-                .into_iter()
-                .map(|s| format!("/svc/{}/{}", path(&s.namespace), path(&s.name)))
-                .collect(),
-        });
-    }
-    // Frontends that several nodes have can be named; a node port's address is each node's own.
-    let mut shared: HashMap<Frontend, u32> = HashMap::new();
-    let live = || {
-        fleet
-            .nodes
-            .iter()
-            .filter(|(_, m)| m.connected(now))
-            .map(|(n, m)| (n, m.said.as_ref()))
+    let nodes = answers(fleet, service, now);
+    let question = Question {
+        service,
+        api,
+        nodes: &nodes,
+        now,
     };
-    let alone = u32::from(live().count() < 2);
-    for said in live().filter_map(|(_, s)| s) {
-        let frontends: BTreeSet<Frontend> = rows(said, service).map(|r| r.frontend).collect();
-        for f in frontends {
-            *shared.entry(f).or_default() += 1 + alone;
-        }
-    }
-    let mut groups: BTreeMap<(State, String), (Vec<String>, Option<u64>)> = BTreeMap::new();
+    let Some(flow) = flow(&question) else {
+        return Err(unknown(fleet, api, service));
+    };
     let mut oldest: Option<u64> = None;
-    for (name, said) in live() {
-        let mut since = None;
-        let (state, does) = match said {
-            None => (State::Unknown, "have not reported yet".to_string()),
-            Some(said) => {
-                oldest = oldest.max(Some(said.age_ms(now)));
-                let state = standing(said, service);
-                let list = match state {
-                    State::Differs => said.report.findings.as_slice(),
-                    State::Converging => said.report.converging.as_slice(),
-                    _ => &[],
-                };
-                let mine: Vec<&Finding> = list.iter().filter(|f| concerns(f, service)).collect();
-                since = mine.iter().map(|f| said.since_ms(f.since, now)).max();
-                (
-                    state,
-                    does(state, &mine, &shared, said.services.contains_key(service)),
-                )
-            }
-        };
-        let group = groups.entry((state, does)).or_default();
-        group.0.push(name.to_string());
-        group.1 = group.1.max(since);
+    let mut groups: BTreeMap<(State, &str), (Vec<String>, Option<u64>)> = BTreeMap::new();
+    for answer in &nodes {
+        let member = &fleet.nodes[answer.node];
+        if !member.connected(now) {
+            continue;
+        }
+        if let Some(said) = &member.said {
+            oldest = oldest.max(Some(said.age_ms(now)));
+        }
+        let state = answer.state.unwrap_or(State::Unknown);
+        let group = groups.entry((state, answer.does.as_str())).or_default();
+        group.0.push(answer.node.to_string());
+        group.1 = group
+            .1
+            .max(since(answer, service, member.said.as_ref(), now));
     }
     let mut groups: Vec<Group> = groups
         .into_iter()
         .map(|((state, does), (nodes, since))| Group {
             state,
-            does,
+            does: does.to_string(),
             count: nodes.len() as u64,
             nodes,
             longest_seconds: since.map(|ms| ms as f64 / 1000.0),
@@ -133,13 +117,117 @@ pub fn everywhere(
     for g in &mut groups {
         g.nodes.truncate(NODES_SHOWN);
     }
+    let verdict = match (flow.api, nodes.iter().any(|n| n.reports)) {
+        (false, _) => format!("{service}: {}", parts.join("; ")),
+        (true, true) => format!("{}; {}", flow.verdict, parts.join("; ")),
+        // Nothing of it is on nodes: that they do not report it is no news.
+        (true, false) => flow.verdict.clone(),
+    };
+    let api_age_seconds = match api {
+        Api::Known(objects) => objects.as_of(),
+        Api::NotKnown(_) => None,
+    };
     Ok(EverywhereView {
-        verdict: format!("{service}: {}", parts.join("; ")),
+        verdict,
         service: service.to_string(),
         oldest_data_seconds: oldest.map(|ms| ms as f64 / 1000.0),
         silent_nodes,
         groups,
+        steps_text: flow.steps_text(),
+        steps: flow.steps,
+        api_age_seconds: api_age_seconds.map(|at| now.mono.since(at.mono) as f64 / 1000.0),
     })
+}
+
+/// Nobody knows of it: what there is instead.
+fn unknown(fleet: &Fleet, api: Api, service: &ServiceName) -> NotFound {
+    let mut known = fleet.services();
+    let detail = match api {
+        Api::Known(objects) if objects.complete().is_some() => {
+            known.extend(objects.services().map(|(name, _)| name));
+            format!(
+                "the API has no Service {:?}, no slice names it, and no node reports it",
+                service.to_string()
+            )
+        }
+        _ => format!("no node reports a Service {:?}", service.to_string()),
+    };
+    NotFound {
+        detail,
+        exists: similar(known.iter().copied(), service)
+            .into_iter()
+            .map(|s| format!("/svc/{}/{}", path(&s.namespace), path(&s.name)))
+            .collect(),
+    }
+}
+
+/// What each node says, in order of their names.
+fn answers<'a>(fleet: &'a Fleet, service: &ServiceName, now: Now) -> Vec<NodeAnswer<'a>> {
+    // Frontends that several nodes have can be named; a node port's address is each node's own.
+    let mut shared: HashMap<Frontend, u32> = HashMap::new();
+    let live = || fleet.nodes.values().filter(|m| m.connected(now));
+    let alone = u32::from(live().count() < 2);
+    for said in live().filter_map(|m| m.said.as_ref()) {
+        let frontends: BTreeSet<Frontend> = rows(said, service).map(|r| r.frontend).collect();
+        for f in frontends {
+            *shared.entry(f).or_default() += 1 + alone;
+        }
+    }
+    let about = |f: &&Finding| f.service.as_ref().is_none_or(|s| s.service == *service);
+    let mut all = Vec::new();
+    for (node, member) in &fleet.nodes {
+        let said = member.said.as_ref().filter(|_| member.connected(now));
+        let Some(said) = said else {
+            all.push(NodeAnswer {
+                node,
+                state: None,
+                reports: false,
+                does: "have not reported yet".into(),
+                findings: Vec::new(),
+                converging: Vec::new(),
+            });
+            continue;
+        };
+        let state = standing(said, service);
+        let list = match state {
+            State::Differs => said.report.findings.as_slice(),
+            State::Converging => said.report.converging.as_slice(),
+            _ => &[],
+        };
+        let mine: Vec<&Finding> = list.iter().filter(|f| concerns(f, service)).collect();
+        let reports = said.services.contains_key(service);
+        let findings = said.report.findings.iter().filter(about);
+        all.push(NodeAnswer {
+            node,
+            state: Some(state),
+            reports,
+            does: does(state, &mine, &shared, reports),
+            findings: findings.map(|f| (f, said.since_ms(f.since, now))).collect(),
+            converging: said.report.converging.iter().filter(about).collect(),
+        });
+    }
+    all
+}
+
+/// For how long a node has done what it does, milliseconds.
+fn since(answer: &NodeAnswer, service: &ServiceName, said: Option<&Said>, now: Now) -> Option<u64> {
+    let mine = |f: &&Finding| concerns(f, service);
+    match answer.state {
+        Some(State::Differs) => answer
+            .findings
+            .iter()
+            .filter(|(f, _)| mine(f))
+            .map(|(_, age)| *age)
+            .max(),
+        Some(State::Converging) => answer
+            .converging
+            .iter()
+            .copied()
+            .filter(mine)
+            .filter_map(|f| Some(said?.since_ms(f.since, now)))
+            .max(),
+        _ => None,
+    }
 }
 
 impl Group {
@@ -227,21 +315,30 @@ fn clause(f: &Finding, shared: &HashMap<Frontend, u32>) -> String {
 
 impl View for EverywhereView {
     fn text(&self) -> String {
-        let mut out = format!("{}\n", clean(&self.verdict));
-        if let Some(age) = self.oldest_data_seconds {
-            out += &format!("oldest reading {} ago\n", ago(age));
+        let mut out = wrapped("", 2, &self.verdict);
+        let api = self
+            .api_age_seconds
+            .map(|age| format!("API as of {} ago", ago(age)));
+        let kernel = self
+            .oldest_data_seconds
+            .map(|age| format!("oldest reading {} ago", ago(age)));
+        let times: Vec<String> = api.into_iter().chain(kernel).collect();
+        if !times.is_empty() {
+            out += &format!("{}\n", times.join(", "));
         }
+        out += &format!("\n{}", self.steps_text);
         for g in &self.groups {
-            out += &format!("\n{}: {}", count(g.count, "node", "nodes"), clean(&g.does));
+            let mut line = format!("{}: {}", count(g.count, "node", "nodes"), g.does);
             if let Some(s) = g.longest_seconds {
-                out += &format!(" (for up to {})", ago(s));
+                line += &format!(" (for up to {})", ago(s));
             }
-            out += &format!("\n  {}\n", few(&g.nodes, NODES_SHOWN));
+            out += &format!("\n{}", wrapped("", 2, &line));
+            out += &wrapped("  ", 2, &few(&g.nodes, NODES_SHOWN));
         }
         if !self.silent_nodes.is_empty() {
             out += &format!(
-                "\nsilent, not counted above\n  {}\n",
-                few(&self.silent_nodes, NODES_SHOWN)
+                "\nsilent, not counted above\n{}",
+                wrapped("  ", 2, &few(&self.silent_nodes, NODES_SHOWN))
             );
         }
         out

@@ -64,6 +64,9 @@ pub struct CheckJson<'a> {
     pub findings: Vec<FindingJson<'a>>,
     /// What is still given time.
     pub converging: Vec<FindingJson<'a>>,
+    /// What the debugging flow finds in the API's objects alone; null where it was not asked: only
+    /// `check --manifests` with Pods among them does.
+    pub api_findings: Option<&'a [crate::flow::ApiFinding]>,
 }
 
 /// `judged` of [`CheckJson`]: numbers of pairs of frontend and source. `pairs`, `unknown` and
@@ -156,6 +159,7 @@ pub fn check_json(report: &Report) -> CheckJson<'_> {
         gaps: &report.gaps,
         findings: report.findings.iter().map(FindingJson::from).collect(),
         converging: report.converging.iter().map(FindingJson::from).collect(),
+        api_findings: None,
     }
 }
 
