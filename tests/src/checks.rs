@@ -17,6 +17,7 @@ use crate::netns::Netns;
 use crate::objects;
 use crate::oracle;
 use crate::packets;
+use crate::prometheus;
 use crate::proxy::Mode;
 use crate::recording::Recording;
 use crate::topology::Hub;
@@ -47,6 +48,7 @@ pub const ALL: &[Check] = &[
     kernel("recordings_agree", recordings_agree),
     kernel("legacy_recordings_agree", legacy_recordings_agree),
     kernel("demonstration", demonstration),
+    kernel("alerts_are_tested", prometheus::alerts_are_tested),
     // Before agents are started.
     cluster("restarts_with_empty_nat", lifeline::restarts_with_empty_nat),
     cluster("tokens_name_their_node", tokens_name_their_node),
@@ -63,6 +65,7 @@ pub const ALL: &[Check] = &[
 /// been seen to pass whole yet, and `faults_are_real` is for whoever changes the table of faults.
 pub const UNPROVEN: &[Check] = &[
     cluster("faults_are_real", faults::faults_are_real),
+    kernel("alerts_fire", prometheus::alerts_fire),
     cluster(
         "faults_are_found_among_many",
         faults::faults_are_found_among_many,

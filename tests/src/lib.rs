@@ -18,6 +18,8 @@
 //! - [`soak`]: everything changes for as long as one likes.
 //! - `lifeline`: an agent that restarts on a node without any Service address.
 //! - [`bench`]: what a pass costs, against the kernel's own cost (`cargo lab bench`).
+//! - [`monitoring`]: rules and dashboards, and whether what they ask for exists.
+//! - `prometheus`: rules and dashboards under a real Prometheus, and `promtool`.
 //! - [`http`]: the smallest HTTP client, for listeners inside namespaces.
 //!
 //! Nothing here listens or sends outside namespaces of its own, besides loopback, and nothing
@@ -42,12 +44,14 @@ mod generate_endpoints;
 pub mod http;
 pub mod laboratory;
 mod lifeline;
+pub mod monitoring;
 pub mod netns;
 pub mod objects;
 pub mod oracle;
 pub mod packages;
 pub mod packets;
 pub mod process;
+mod prometheus;
 pub mod proxy;
 pub mod recording;
 pub mod soak;

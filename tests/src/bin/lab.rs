@@ -51,6 +51,8 @@ enum Command {
     Up,
     /// Run real kube-proxies and save what they wrote to tests/recordings
     Record,
+    /// Write the dashboards to dashboards/
+    Dashboards,
     /// Build every Kubernetes program that the laboratory can run, if it is not there yet
     Build,
 }
@@ -100,6 +102,7 @@ fn run(arguments: Arguments) -> Result<bool> {
         Some(Command::Soak(how)) => println!("{}", soak::soak(how)?),
         Some(Command::Up) => up(end)?,
         Some(Command::Record) => recording::record()?,
+        Some(Command::Dashboards) => tests::monitoring::dashboards::write()?,
         Some(Command::Build) => {
             for version in Version::ALL {
                 for program in tests::cache::programs(version) {
