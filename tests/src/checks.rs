@@ -8,6 +8,7 @@ use serde_json::json;
 
 use crate::agents::{Asked, Programs};
 use crate::cache::Version;
+use crate::chart;
 use crate::churn;
 use crate::demo;
 use crate::faults;
@@ -66,6 +67,7 @@ pub const ALL: &[Check] = &[
 pub const UNPROVEN: &[Check] = &[
     cluster("faults_are_real", faults::faults_are_real),
     kernel("alerts_fire", prometheus::alerts_fire),
+    cluster("chart_is_the_manifests", chart::chart_is_the_manifests),
     cluster(
         "faults_are_found_among_many",
         faults::faults_are_found_among_many,

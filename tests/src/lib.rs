@@ -18,6 +18,7 @@
 //! - [`soak`]: everything changes for as long as one likes.
 //! - `lifeline`: an agent that restarts on a node without any Service address.
 //! - [`bench`]: what a pass costs, against the kernel's own cost (`cargo lab bench`).
+//! - [`chart`]: `deploy/chart`, and the plain manifests that are rendered from it.
 //! - [`monitoring`]: rules and dashboards, and whether what they ask for exists.
 //! - `prometheus`: rules and dashboards under a real Prometheus, and `promtool`.
 //! - [`http`]: the smallest HTTP client, for listeners inside namespaces.
@@ -30,6 +31,7 @@ pub mod api;
 pub mod bench;
 pub mod cache;
 pub mod certs;
+pub mod chart;
 pub mod checks;
 pub mod churn;
 pub mod cleanup;

@@ -53,7 +53,9 @@ enum Command {
     Record,
     /// Write the dashboards to dashboards/
     Dashboards,
-    /// Build every Kubernetes program that the laboratory can run, if it is not there yet
+    /// Render deploy/chart into the plain manifests of deploy/
+    Chart,
+    /// Build every Kubernetes program that the laboratory can run, and Helm, if it is not there yet
     Build,
 }
 
@@ -102,6 +104,7 @@ fn run(arguments: Arguments) -> Result<bool> {
         Some(Command::Soak(how)) => println!("{}", soak::soak(how)?),
         Some(Command::Up) => up(end)?,
         Some(Command::Record) => recording::record()?,
+        Some(Command::Chart) => tests::chart::write()?,
         Some(Command::Dashboards) => tests::monitoring::dashboards::write()?,
         Some(Command::Build) => {
             for version in Version::ALL {
@@ -109,6 +112,7 @@ fn run(arguments: Arguments) -> Result<bool> {
                     println!("{}", tests::cache::kubernetes(program, version)?.display());
                 }
             }
+            println!("{}", tests::cache::helm()?.display());
         }
     }
     Ok(true)
