@@ -11,7 +11,8 @@ mod conntrack;
 use crate::fleet::Fleet;
 use crate::view::severity;
 use crate::view::words::clean;
-use model::report::NotJudged;
+use model::finding::FindingKind;
+use model::report::{NodeState, NotJudged};
 use model::time::Now;
 use prometheus::core::Collector;
 use prometheus::{Encoder, GaugeVec, Opts, Registry, TextEncoder};
@@ -32,6 +33,16 @@ pub fn reason(n: NotJudged) -> &'static str {
         NotJudged::ProxyNotExpected => "proxy_not_expected",
         NotJudged::ConfigurationUnknown => "configuration_unknown",
         NotJudged::NodeState => "node_state",
+    }
+}
+
+/// The word for a node's own state.
+fn node_state(s: NodeState) -> &'static str {
+    match s {
+        NodeState::Ready => "ready",
+        NodeState::Starting => "starting",
+        NodeState::Draining => "draining",
+        NodeState::Gone => "gone",
     }
 }
 
@@ -72,7 +83,27 @@ pub fn metrics(fleet: &Fleet, now: Now) -> Result<String, prometheus::Error> {
     let service = gauge(
         "vipwitness_service_finding",
         "Findings about the Service on the node, only while there are any and the agent is connected.",
-        &["node", "namespace", "service", "kind"],
+        &["node", "namespace", "service", "kind", "severity"],
+    )?;
+    let stuck = gauge(
+        "vipwitness_proxy_stuck",
+        "Findings of kind proxy_stuck, by what stands still: its syncs, or its watch of the API. While the agent is connected.",
+        &["node", "reason"],
+    )?;
+    let state = gauge(
+        "vipwitness_node_state",
+        "1 for the state in which the node was by its agent's last words; also of silent agents.",
+        &["node", "state"],
+    )?;
+    let pass = gauge(
+        "vipwitness_pass_duration_seconds",
+        "How long the newest pass took: reading, decoding, judging. While the agent is connected.",
+        &["node"],
+    )?;
+    let agents = gauge(
+        "vipwitness_agents",
+        "Nodes that this replica knows, by whether their agent is connected to it.",
+        &["state"],
     )?;
     let converging = gauge(
         "vipwitness_node_converging",
@@ -103,6 +134,10 @@ pub fn metrics(fleet: &Fleet, now: Now) -> Result<String, prometheus::Error> {
     build
         .with_label_values(&[env!("CARGO_PKG_VERSION")])
         .set(1.0);
+    // Also where there are none: a replica that hears nobody must be seen.
+    for word in ["connected", "silent"] {
+        agents.with_label_values(&[word]).set(0.0);
+    }
     for (name, member) in &fleet.nodes {
         let node = clean(&name.0);
         let node = node.as_str();
@@ -110,7 +145,12 @@ pub fn metrics(fleet: &Fleet, now: Now) -> Result<String, prometheus::Error> {
         connected
             .with_label_values(&[node])
             .set(f64::from(u8::from(live)));
+        let word = if live { "connected" } else { "silent" };
+        agents.with_label_values(&[word]).inc();
         let Some(said) = &member.said else { continue };
+        state
+            .with_label_values(&[node, node_state(said.report.state)])
+            .set(1.0);
         report_age
             .with_label_values(&[node])
             .set(said.age_ms(now) as f64 / 1000.0);
@@ -129,13 +169,25 @@ pub fn metrics(fleet: &Fleet, now: Now) -> Result<String, prometheus::Error> {
             if let Some(s) = &f.service {
                 let (namespace, name) = (clean(&s.service.namespace), clean(&s.service.name));
                 service
-                    .with_label_values(&[node, &namespace, &name, f.kind.word()])
+                    .with_label_values(&[
+                        node,
+                        &namespace,
+                        &name,
+                        f.kind.word(),
+                        severity(f.severity),
+                    ])
                     .inc();
+            }
+            if f.kind == FindingKind::ProxyStuck {
+                let reason = if f.watch_is_dead() { "watch" } else { "sync" };
+                stuck.with_label_values(&[node, reason]).inc();
             }
         }
         converging
             .with_label_values(&[node])
             .set(report.converging.len() as f64);
+        pass.with_label_values(&[node])
+            .set(said.took_ms as f64 / 1000.0);
         judged
             .with_label_values(&[node])
             .set(report.judged.pairs as f64);

@@ -254,7 +254,11 @@ fn silence_ages_and_heartbeats_refresh() {
         "{text}"
     );
     assert!(text.contains("vipwitness_agent_connected{node=\"n22\"} 0"));
-    assert!(text.contains("vipwitness_service_finding{kind=\"stale_backend\",namespace=\"shop\",node=\"n17\",service=\"web\"} 1"));
+    assert!(text.contains("vipwitness_service_finding{kind=\"stale_backend\",namespace=\"shop\",node=\"n17\",service=\"web\",severity=\"critical\"} 1"));
+    assert!(text.contains("vipwitness_agents{state=\"connected\"} 1"));
+    assert!(text.contains("vipwitness_agents{state=\"silent\"} 6"));
+    assert!(text.contains("vipwitness_node_state{node=\"n22\",state=\"ready\"} 1"));
+    assert!(text.contains("vipwitness_pass_duration_seconds{node=\"n17\"} 0.003"));
     assert!(!text.contains(
         "vipwitness_service_finding{kind=\"stale_backend\",namespace=\"shop\",node=\"n22\""
     ));
@@ -262,6 +266,46 @@ fn silence_ages_and_heartbeats_refresh() {
         .unwrap();
     f.forget(at(22 + 24 * 3600));
     assert!(!f.nodes.contains_key(&n));
+}
+
+#[test]
+fn a_replica_that_hears_nobody_says_so_and_a_dead_watch_is_told_from_a_sync_that_hangs() {
+    let metrics = |f: &Fleet| aggregator::metrics::metrics(f, at(1)).unwrap();
+    let text = metrics(&Fleet::default());
+    assert!(
+        text.contains("vipwitness_agents{state=\"connected\"} 0"),
+        "{text}"
+    );
+    let mut f = Fleet::default();
+    for (node, proof, connection) in [
+        ("watch", model::finding::WATCH_DEAD, 1),
+        (
+            "sync",
+            "sync_proxy_rules_last_queued_timestamp_seconds is later",
+            2,
+        ),
+    ] {
+        let mut report = whole_node(node);
+        report.findings[0].kind = model::finding::FindingKind::ProxyStuck;
+        report.findings[0].evidence[0].says = proof.into();
+        tell(&mut f, report, connection);
+    }
+    // The proof alone is not enough.
+    let mut report = whole_node("hooks");
+    report.findings[0].evidence[0].says = model::finding::WATCH_DEAD.into();
+    tell(&mut f, report, 3);
+    let text = metrics(&f);
+    let stuck: Vec<&str> = text
+        .lines()
+        .filter(|l| l.starts_with("vipwitness_proxy_stuck{"))
+        .collect();
+    assert_eq!(
+        stuck,
+        [
+            "vipwitness_proxy_stuck{node=\"sync\",reason=\"sync\"} 1",
+            "vipwitness_proxy_stuck{node=\"watch\",reason=\"watch\"} 1",
+        ]
+    );
 }
 
 #[test]

@@ -213,3 +213,15 @@ pub struct Finding {
     /// Why it counts as a finding already, or what it is still given time for.
     pub because: String,
 }
+
+impl Finding {
+    /// What stands still when this is [`FindingKind::ProxyStuck`]: kube-proxy's watch of the API (true),
+    /// or a sync that it does not finish (false). They have one kind, and are told apart by the proof.
+    pub fn watch_is_dead(&self) -> bool {
+        self.kind == FindingKind::ProxyStuck && self.evidence.iter().any(|e| &*e.says == WATCH_DEAD)
+    }
+}
+
+/// The proof of a dead watch: kube-proxy's counters of what it was told
+/// (`pkg/proxy/metrics/metrics.go` of Kubernetes).
+pub const WATCH_DEAD: &str = "sync_proxy_rules_endpoint_changes_total and sync_proxy_rules_service_changes_total stand still";

@@ -26,7 +26,7 @@ pub const AGGREGATOR_HTTP: SocketAddr = SocketAddr::new(IpAddr::V4(HUB_V4), 1808
 pub const AGGREGATOR_GRPC: SocketAddr = SocketAddr::new(IpAddr::V4(HUB_V4), 18443);
 
 /// Both listeners of a replica; number 0 has [`AGGREGATOR_HTTP`] and [`AGGREGATOR_GRPC`].
-fn listeners(number: u16) -> (SocketAddr, SocketAddr) {
+pub(crate) fn listeners(number: u16) -> (SocketAddr, SocketAddr) {
     let shifted = |at: SocketAddr| SocketAddr::new(at.ip(), at.port() + number);
     (shifted(AGGREGATOR_HTTP), shifted(AGGREGATOR_GRPC))
 }
@@ -553,17 +553,24 @@ fn manifests(folder: &Path) -> Result<Vec<Value>> {
     let mut objects = Vec::new();
     for path in paths {
         if path.is_dir() {
-            objects.extend(manifests(&path)?);
+            // A chart's templates are no manifests yet.
+            if !path.join("Chart.yaml").exists() {
+                objects.extend(manifests(&path)?);
+            }
         } else if path.extension().is_some_and(|end| end == "yaml") {
             let text = std::fs::read_to_string(&path)?;
-            for document in serde_yaml_ng::Deserializer::from_str(&text) {
-                let object: Value = serde::Deserialize::deserialize(document)
-                    .with_context(|| format!("in {}", path.display()))?;
-                if !object.is_null() {
-                    objects.push(object);
-                }
-            }
+            let all = documents(&text).with_context(|| format!("in {}", path.display()))?;
+            objects.extend(all);
         }
     }
+    Ok(objects)
+}
+
+/// Every object of a text of YAML documents.
+pub(crate) fn documents(text: &str) -> Result<Vec<Value>> {
+    let all = serde_yaml_ng::Deserializer::from_str(text);
+    let all = all.map(<Value as serde::Deserialize>::deserialize);
+    let mut objects = all.collect::<Result<Vec<Value>, _>>()?;
+    objects.retain(|object| !object.is_null());
     Ok(objects)
 }

@@ -173,6 +173,15 @@ impl Api {
         Ok(())
     }
 
+    /// Has the API server judge what applying an object would do, and do nothing.
+    pub fn dry_run(&self, object: &Value) -> Result<Value> {
+        let path = format!(
+            "{}?dryRun=All&fieldManager=laboratory&force=true",
+            path(object)?
+        );
+        self.call(Method::PATCH, &path, Some(object.clone()))
+    }
+
     /// Merge-patches the object at `path` (append `/status` for its status).
     pub fn patch(&self, path: &str, patch: &Value) -> Result<Value> {
         self.call(Method::PATCH, path, Some(patch.clone()))
@@ -270,7 +279,10 @@ fn cluster_scoped() -> BTreeSet<&'static str> {
 }
 
 async fn send(client: Client, call: Call) -> Result<Value> {
-    let content = if call.method == Method::PATCH {
+    let content = if call.method == Method::PATCH && call.path.contains("fieldManager=") {
+        // Server-side apply; JSON is YAML.
+        "application/apply-patch+yaml"
+    } else if call.method == Method::PATCH {
         "application/merge-patch+json"
     } else {
         "application/json"

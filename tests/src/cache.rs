@@ -1,6 +1,7 @@
-//! Kubernetes' own programs, built from its Go modules into a cache outside the checkout.
+//! Kubernetes' own programs and Helm, built from their Go modules into a cache outside the checkout.
 //!
-//! `tests/kubernetes/<minor>/` pins one version each, with checksums of every module. What was
+//! `tests/kubernetes/<minor>/` pins one version each, `tests/helm/` that of Helm, with checksums of every
+//! module. What was
 //! built stays in the user's cache folder under a name that holds the version and a hash of
 //! `go.mod` and `go.sum`, so a fresh clone builds nothing that an earlier one has built.
 
@@ -58,8 +59,35 @@ pub fn kubernetes(program: &str, version: Version) -> Result<PathBuf> {
         module_hash(&module)?
     ));
     if !path.exists() {
-        build(program, version, &module, &path)
-            .with_context(|| format!("building {program} {}", version.full()))?;
+        let minor = version.minor().trim_start_matches("1.");
+        let full = version.full();
+        let set = "k8s.io/component-base/version.git";
+        Program {
+            name: format!("{program} {full}"),
+            module: &module,
+            package: &format!("k8s.io/kubernetes/cmd/{program}"),
+            variables: &format!("-X {set}Version=v{full} -X {set}Major=1 -X {set}Minor={minor}"),
+        }
+        .build(&path)?;
+    }
+    Ok(path)
+}
+
+/// The version of Helm that `tests/helm/` pins.
+const HELM: &str = "3.19.5";
+
+/// The path of `helm`, which is built first if the cache does not have it.
+pub fn helm() -> Result<PathBuf> {
+    let module = workspace().join("tests/helm");
+    let path = folder()?.join(format!("helm-{HELM}-{}", module_hash(&module)?));
+    if !path.exists() {
+        Program {
+            name: format!("helm {HELM}"),
+            module: &module,
+            package: "helm.sh/helm/v3/cmd/helm",
+            variables: "",
+        }
+        .build(&path)?;
     }
     Ok(path)
 }
@@ -125,40 +153,57 @@ fn module_hash(module: &Path) -> Result<String> {
     Ok(HEXLOWER.encode(&hash.finalize()[..6]))
 }
 
-/// Builds with low priority: something else may be being measured.
-fn build(program: &str, version: Version, module: &Path, path: &Path) -> Result<()> {
-    let go = packages::find("go")
-        .context("Go is not installed (1.26 or later is needed to build Kubernetes' programs)")?;
-    let parent = path.parent().context("the cache has a folder")?;
-    std::fs::create_dir_all(parent)?;
-    let minor = version.minor().trim_start_matches("1.");
-    let full = version.full();
-    println!("building {program} {full} from its Go module (minutes, once)");
-    let start = Instant::now();
-    // To another name first: an interrupted build must not look like a finished one.
-    let unfinished = path.with_extension(format!("unfinished-{}", std::process::id()));
-    let set = "k8s.io/component-base/version.git";
-    let status = Command::new("nice")
-        .arg(go)
-        .args(["build", "-trimpath", "-ldflags"])
-        .arg(format!(
-            "-s -w -X {set}Version=v{full} -X {set}Major=1 -X {set}Minor={minor}"
-        ))
-        .arg("-o")
-        .arg(&unfinished)
-        .arg(format!("k8s.io/kubernetes/cmd/{program}"))
-        .env("CGO_ENABLED", "0")
-        .current_dir(module)
-        .status()
-        .context("starting go")?;
-    if !status.success() {
-        bail!("go build: {status}");
+/// A command of a Go module.
+struct Program<'a> {
+    /// Name and version, for people.
+    name: String,
+    /// The folder with `go.mod`.
+    module: &'a Path,
+    /// Its import path.
+    package: &'a str,
+    /// Further words for `-ldflags`.
+    variables: &'a str,
+}
+
+impl Program<'_> {
+    /// Builds with low priority: something else may be being measured.
+    fn build(&self, path: &Path) -> Result<()> {
+        let name = &self.name;
+        self.try_build(path)
+            .with_context(|| format!("building {name}"))
     }
-    std::fs::rename(&unfinished, path)?;
-    println!(
-        "built {program} {full} in {} s: {}",
-        start.elapsed().as_secs(),
-        path.display()
-    );
-    Ok(())
+
+    fn try_build(&self, path: &Path) -> Result<()> {
+        let go = packages::find("go").context(
+            "Go is not installed (1.26 or later is needed to build Kubernetes' programs)",
+        )?;
+        let parent = path.parent().context("the cache has a folder")?;
+        std::fs::create_dir_all(parent)?;
+        let name = &self.name;
+        println!("building {name} from its Go module (minutes, once)");
+        let start = Instant::now();
+        // To another name first: an interrupted build must not look like a finished one.
+        let unfinished = path.with_extension(format!("unfinished-{}", std::process::id()));
+        let status = Command::new("nice")
+            .arg(go)
+            .args(["build", "-trimpath", "-ldflags"])
+            .arg(format!("-s -w {}", self.variables))
+            .arg("-o")
+            .arg(&unfinished)
+            .arg(self.package)
+            .env("CGO_ENABLED", "0")
+            .current_dir(self.module)
+            .status()
+            .context("starting go")?;
+        if !status.success() {
+            bail!("go build: {status}");
+        }
+        std::fs::rename(&unfinished, path)?;
+        println!(
+            "built {name} in {} s: {}",
+            start.elapsed().as_secs(),
+            path.display()
+        );
+        Ok(())
+    }
 }

@@ -8,6 +8,7 @@ use serde_json::json;
 
 use crate::agents::{Asked, Programs};
 use crate::cache::Version;
+use crate::chart;
 use crate::churn;
 use crate::demo;
 use crate::faults;
@@ -18,6 +19,7 @@ use crate::netns::Netns;
 use crate::objects;
 use crate::oracle;
 use crate::packets;
+use crate::prometheus;
 use crate::proxy::Mode;
 use crate::recording::Recording;
 use crate::topology::Hub;
@@ -48,6 +50,7 @@ pub const ALL: &[Check] = &[
     kernel("recordings_agree", recordings_agree),
     kernel("legacy_recordings_agree", legacy_recordings_agree),
     kernel("demonstration", demonstration),
+    kernel("alerts_are_tested", prometheus::alerts_are_tested),
     // Before agents are started.
     cluster("restarts_with_empty_nat", lifeline::restarts_with_empty_nat),
     cluster("tokens_name_their_node", tokens_name_their_node),
@@ -65,6 +68,8 @@ pub const ALL: &[Check] = &[
 pub const UNPROVEN: &[Check] = &[
     small("the_flow_names_the_step", flow::the_flow_names_the_step),
     cluster("faults_are_real", faults::faults_are_real),
+    kernel("alerts_fire", prometheus::alerts_fire),
+    cluster("chart_is_the_manifests", chart::chart_is_the_manifests),
     cluster(
         "faults_are_found_among_many",
         faults::faults_are_found_among_many,

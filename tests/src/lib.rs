@@ -19,6 +19,9 @@
 //! - `flow`: the debugging flow against the real slice controller.
 //! - `lifeline`: an agent that restarts on a node without any Service address.
 //! - [`bench`]: what a pass costs, against the kernel's own cost (`cargo lab bench`).
+//! - [`chart`]: `deploy/chart`, and the plain manifests that are rendered from it.
+//! - [`monitoring`]: rules and dashboards, and whether what they ask for exists.
+//! - `prometheus`: rules and dashboards under a real Prometheus, and `promtool`.
 //! - [`http`]: the smallest HTTP client, for listeners inside namespaces.
 //!
 //! Nothing here listens or sends outside namespaces of its own, besides loopback, and nothing
@@ -29,6 +32,7 @@ pub mod api;
 pub mod bench;
 pub mod cache;
 pub mod certs;
+pub mod chart;
 pub mod checks;
 pub mod churn;
 pub mod cleanup;
@@ -44,12 +48,14 @@ mod generate_endpoints;
 pub mod http;
 pub mod laboratory;
 mod lifeline;
+pub mod monitoring;
 pub mod netns;
 pub mod objects;
 pub mod oracle;
 pub mod packages;
 pub mod packets;
 pub mod process;
+mod prometheus;
 pub mod proxy;
 pub mod recording;
 pub mod soak;

@@ -69,11 +69,13 @@ pub const CLUSTER: &[Package] = &[
         name: "ipvsadm",
         program: "ipvsadm",
     },
-    Package {
-        name: "prometheus",
-        program: "promtool",
-    },
 ];
+
+/// For rules and dashboards.
+pub const MONITORING: &[Package] = &[Package {
+    name: "prometheus",
+    program: "promtool",
+}];
 
 /// Sees to it that `packages` are installed: installs the missing ones when this is root and
 /// apt-get exists, and otherwise gives an error that names them.

@@ -3,7 +3,7 @@
 use super::WATCH_LAG_MS;
 use crate::address::Family;
 use crate::compare::clause;
-use crate::finding::{Finding, FindingKind, Severity};
+use crate::finding::{Finding, FindingKind, Severity, WATCH_DEAD};
 use crate::profile::{ProxyHealth, SyncTimes};
 use crate::report::clock;
 use crate::time::{Millis, Mono, Now};
@@ -265,7 +265,7 @@ impl Syncs {
                     FindingKind::ProxyStuck,
                     since,
                     "The API moved on and kube-proxy's change counters stand still: its watch is dead".into(),
-                    "sync_proxy_rules_endpoint_changes_total and sync_proxy_rules_service_changes_total stand still",
+                    WATCH_DEAD,
                     format!("for {} s after a change that it must have heard of", waited / 1_000),
                 );
                 out.push((f, true));

@@ -51,7 +51,11 @@ enum Command {
     Up,
     /// Run real kube-proxies and save what they wrote to tests/recordings
     Record,
-    /// Build every Kubernetes program that the laboratory can run, if it is not there yet
+    /// Write the dashboards to dashboards/
+    Dashboards,
+    /// Render deploy/chart into the plain manifests of deploy/
+    Chart,
+    /// Build every Kubernetes program that the laboratory can run, and Helm, if it is not there yet
     Build,
 }
 
@@ -100,12 +104,15 @@ fn run(arguments: Arguments) -> Result<bool> {
         Some(Command::Soak(how)) => println!("{}", soak::soak(how)?),
         Some(Command::Up) => up(end)?,
         Some(Command::Record) => recording::record()?,
+        Some(Command::Chart) => tests::chart::write()?,
+        Some(Command::Dashboards) => tests::monitoring::dashboards::write()?,
         Some(Command::Build) => {
             for version in Version::ALL {
                 for program in tests::cache::programs(version) {
                     println!("{}", tests::cache::kubernetes(program, version)?.display());
                 }
             }
+            println!("{}", tests::cache::helm()?.display());
         }
     }
     Ok(true)
