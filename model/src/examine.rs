@@ -112,8 +112,13 @@ pub fn examine(pass: &Pass, ledger: &mut Ledger) -> Examined {
             refreshed: pass.refreshed,
             unsettled: &compared.unsettled,
             read: &read,
+            same: ledger
+                .settled
+                .as_ref()
+                .is_some_and(|s| Arc::ptr_eq(s, &compared)),
         };
         settled = ledger.settle(pass.now, &differences, context);
+        ledger.settled = Some(compared.clone());
         if compare::is_covered(snapshot, profile, programmed) && state != NodeState::Draining {
             let proxy = ledger.proxy(pass.now, context);
             settled.findings.extend(proxy.findings);

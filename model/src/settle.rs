@@ -8,6 +8,7 @@ mod memory;
 mod proxy;
 
 use crate::address::Family;
+use crate::compare::Comparison;
 use crate::finding::{Difference, Fact, Finding, FindingKind};
 use crate::limits;
 use crate::name::ServiceName;
@@ -19,6 +20,7 @@ use crate::view::ClusterView;
 use memory::{Healed, Services};
 use proxy::Syncs;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 /// W: by how much kube-proxy's own watch may be behind this program's, milliseconds. Assumed, so it
 /// is printed with every finding that rests on it.
@@ -56,6 +58,8 @@ pub struct Context<'a> {
     pub unsettled: &'a BTreeSet<ServiceName>,
     /// Families that were read in this pass.
     pub read: &'a BTreeSet<Family>,
+    /// All of this, and the differences, are those of the last pass that was settled: nothing moved.
+    pub same: bool,
 }
 
 /// What the ledger makes of one pass's differences.
@@ -102,12 +106,20 @@ pub struct Ledger {
     pub(crate) node: memory::NodeHistory,
     /// Facts that found no room.
     forgotten: u64,
+    /// What was settled last.
+    pub(crate) settled: Option<Arc<Comparison>>,
 }
 
 impl Ledger {
     /// Facts that found no room in [`limits::LEDGER_FACTS`], so far.
     pub fn forgotten(&self) -> u64 {
         self.forgotten
+    }
+
+    /// Is the same remembered of each Service?
+    #[cfg(test)]
+    pub(crate) fn remembers_the_same(&self, other: &Ledger) -> bool {
+        self.services == other.services
     }
 
     /// The hard deadline for a fact, milliseconds since it is known (design 6 b).
@@ -118,7 +130,7 @@ impl Ledger {
     /// Takes in one pass's differences, and says which of them count.
     pub fn settle(&mut self, now: Now, differences: &[Difference], context: Context) -> Settled {
         self.syncs.observe(now, context.proxy);
-        if self.services.observe(now, &context, differences) {
+        if !context.same && self.services.observe(now, &context, differences) {
             self.syncs.api_moved(now);
         }
         let mut current: Vec<&Difference> = differences.iter().collect();

@@ -92,6 +92,17 @@ pub fn helm() -> Result<PathBuf> {
     Ok(path)
 }
 
+/// Builds what the cache lacks of all programs, which takes as long as it takes: no limit of a check
+/// counts it.
+pub fn all() -> Result<()> {
+    for version in Version::ALL {
+        for program in programs(version) {
+            kubernetes(program, version)?;
+        }
+    }
+    Ok(())
+}
+
 /// Why [`kubernetes`] could not build what is missing, or `None` when it can or nothing is.
 pub fn obstacle() -> Option<String> {
     let missing = Version::ALL

@@ -273,13 +273,13 @@ impl Decoder {
             sets: &self.described[owner],
             uses: &mut self.uses[owner],
             names: &mut self.names,
+            ops: std::mem::take(&mut registers.ops),
             registers,
-            ops: Vec::new(),
             comment: None,
             version: None,
         };
         reader.expressions(a[4]);
-        let (ops, xt_comment) = (reader.ops, reader.comment);
+        let (mut ops, xt_comment) = (reader.ops, reader.comment);
         let comment = sets::comment(a[7]).or(xt_comment);
         let table = self.tables[owner].name.clone();
         for op in &ops {
@@ -297,11 +297,9 @@ impl Decoder {
                 what,
             });
         }
-        self.tables[owner].chains[chain].rules.push(Rule {
-            handle,
-            ops,
-            comment,
-        });
+        let rule = Rule::of(handle, &mut ops, comment);
+        registers.ops = ops;
+        self.tables[owner].chains[chain].rules.push(rule);
     }
 
     /// A rule whose message is damaged: where it belongs is kept if that can still be read.
@@ -321,7 +319,7 @@ impl Decoder {
         if let Some(&at) = table.chain_index.get(&chain) {
             table.chains[at].rules.push(Rule {
                 handle: be64(find(3)).unwrap_or(0),
-                ops: vec![Op::UnknownStatement("rule not understood".into())],
+                ops: [Op::UnknownStatement("rule not understood".into())].into(),
                 comment: None,
             });
         }

@@ -156,10 +156,23 @@ pub struct Chain {
 pub struct Rule {
     /// nf_tables: the kernel's handle. Legacy: the position in its chain, from 1.
     pub handle: u64,
-    /// Executed in order.
-    pub ops: Vec<Op>,
+    /// Executed in order, [`Op::Nothing`] left out.
+    pub ops: Box<[Op]>,
     /// iptables `-m comment` or nft `comment`. From strangers: escape before showing.
     pub comment: Option<Arc<str>>,
+}
+
+impl Rule {
+    /// A rule of what is in `ops`, which is empty then, and can be used for the next rule.
+    pub fn of(handle: u64, ops: &mut Vec<Op>, comment: Option<Arc<str>>) -> Rule {
+        ops.retain(|op| *op != Op::Nothing);
+        let ops = ops.drain(..).collect();
+        Rule {
+            handle,
+            ops,
+            comment,
+        }
+    }
 }
 
 /// A part of a packet or of what the kernel knows about it.
@@ -208,13 +221,63 @@ pub enum Value {
     /// Addresses, as a prefix; a /32 or /128 for one.
     Prefix(IpNet),
     /// Addresses from first to last, both included, where no prefix says it.
-    AddressRange(IpAddr, IpAddr),
+    AddressRange(Box<(IpAddr, IpAddr)>),
     /// Numbers from first to last, both included (ports, protocols, types).
     Number(u64, u64),
     /// A link's name; with `true` a prefix of it (`eth*`).
     Name(Arc<str>, bool),
     /// Bytes that did not fit the field.
     Bytes(Arc<[u8]>),
+}
+
+impl Value {
+    /// Addresses from first to last, both included.
+    pub fn addresses(first: IpAddr, last: IpAddr) -> Value {
+        Value::AddressRange(Box::new((first, last)))
+    }
+}
+
+/// Constants, nearly always one: a large ruleset has a hundred thousand conditions.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Values {
+    /// One.
+    One(Value),
+    /// None, or several.
+    Many(Box<[Value]>),
+}
+
+impl std::ops::Deref for Values {
+    type Target = [Value];
+
+    fn deref(&self) -> &[Value] {
+        match self {
+            Values::One(value) => std::slice::from_ref(value),
+            Values::Many(values) => values,
+        }
+    }
+}
+
+impl From<Value> for Values {
+    fn from(value: Value) -> Values {
+        Values::One(value)
+    }
+}
+
+impl From<Vec<Value>> for Values {
+    fn from(mut values: Vec<Value>) -> Values {
+        match values.len() {
+            1 => values
+                .pop()
+                .map_or_else(|| Values::Many(Box::default()), Values::One),
+            _ => Values::Many(values.into()),
+        }
+    }
+}
+
+impl FromIterator<Value> for Values {
+    fn from_iter<I: IntoIterator<Item = Value>>(values: I) -> Values {
+        values.into_iter().collect::<Vec<Value>>().into()
+    }
 }
 
 /// One condition: the field (masked where a mask is given) is one of the values, or none of them.
@@ -225,7 +288,7 @@ pub struct Match {
     /// Applied to numbers before comparing (`ct state & 8`, `mark & 0x4000`). `None`: all bits.
     pub mask: Option<u64>,
     /// Any of them.
-    pub any_of: Vec<Value>,
+    pub any_of: Values,
     /// The condition is that none fits.
     pub negated: bool,
 }

@@ -20,7 +20,7 @@ const RECURRING_MS: u64 = WINDOW_MS / 20;
 /// What is remembered of one Service. Its API objects are told apart by the view's stamp, and what
 /// they ask of this node by a digest: that also changes with the node, the proxy's configuration
 /// and other Services.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 struct Seen {
     stamp: Option<Mono>,
     digest: u64,
@@ -31,7 +31,7 @@ struct Seen {
 }
 
 /// Which Services, and which absences, the kernel had fulfilled.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Services {
     seen: BTreeMap<ServiceName, Seen>,
     /// Frontends asked for in the pass before.
@@ -97,8 +97,10 @@ impl Services {
 
     /// Notes what agrees; after the differences are decided on.
     pub(super) fn finish(&mut self, now: Now, context: &Context) {
-        for (name, seen) in &mut self.seen {
-            seen.agreed |= !context.unsettled.contains(name);
+        if !context.same {
+            for (name, seen) in &mut self.seen {
+                seen.agreed |= !context.unsettled.contains(name);
+            }
         }
         self.read.extend(context.read);
         self.previous = Some(now.mono);

@@ -493,6 +493,7 @@ fn order_and_repetition_do_not_matter() {
             refreshed: &[],
             unsettled: &compared.unsettled,
             read: &read,
+            same: false,
         };
         let mut mixed = compared.differences.clone();
         mixed.extend(compared.differences.iter().take(7).cloned());
@@ -548,6 +549,7 @@ fn memory_is_bounded() {
         refreshed: &[],
         unsettled: &unsettled,
         read: &read,
+        same: false,
     };
     let many: Vec<Difference> = (0..limits::LEDGER_FACTS + 5)
         .map(|i| Difference {

@@ -61,6 +61,17 @@ fn equal(
     data: &[u8],
     negated: bool,
 ) -> Vec<Op> {
+    // Nearly every comparison is one of a whole field.
+    if let ([part], None) = (parts, masked)
+        && let Some(value) = whole(part, data)
+    {
+        return vec![Op::Match(Match {
+            field: part.field.clone(),
+            mask: None,
+            any_of: value.into(),
+            negated,
+        })];
+    }
     let mut ops = Vec::new();
     let mut at = 0;
     for part in parts {
@@ -94,6 +105,21 @@ fn equal(
     ops
 }
 
+/// The value of a whole field; `None`: it is a part of one, or has no value of its own type.
+fn whole(part: &Part, bytes: &[u8]) -> Option<Value> {
+    if bytes.len() != part.whole || part.size != part.whole {
+        return None;
+    }
+    if is_address(&part.field) {
+        let length = u8::try_from(bytes.len() * 8).ok()?;
+        return prefix(address(bytes)?, length).map(Value::Prefix);
+    }
+    if is_name(&part.field) {
+        return Some(name(bytes));
+    }
+    number(bytes, part.order).map(|n| Value::Number(n, n))
+}
+
 fn is_address(field: &Field) -> bool {
     matches!(field, Field::Saddr | Field::Daddr | Field::CtOriginalDaddr)
 }
@@ -103,11 +129,11 @@ fn is_name(field: &Field) -> bool {
 }
 
 fn equal_part(part: &Part, mask: Option<&[u8]>, bytes: &[u8], negated: bool) -> Op {
-    let matched = |mask, value| {
+    let matched = |mask, value: Value| {
         Op::Match(Match {
             field: part.field.clone(),
             mask,
-            any_of: vec![value],
+            any_of: value.into(),
             negated,
         })
     };
@@ -217,7 +243,7 @@ fn between(part: &Part, first: &[u8], last: &[u8], negated: bool) -> Vec<Op> {
         Some(value) => vec![Op::Match(Match {
             field: part.field.clone(),
             mask: None,
-            any_of: vec![value],
+            any_of: value.into(),
             negated,
         })],
         None => unknown(format!("range of {:?}", part.field)),

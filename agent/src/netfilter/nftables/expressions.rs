@@ -124,8 +124,8 @@ impl RuleReader<'_> {
             "objref" => self.objref(a),
             "match" => {
                 let name = text(a[1]);
-                let (ops, comment) = xtables::decode_match(self.family, &name, n(2), a[3]);
-                self.ops.extend(ops);
+                let (family, ops) = (self.family, &mut self.ops);
+                let comment = xtables::decode_match(family, &name, n(2), a[3], ops);
                 if comment.is_some() {
                     self.comment = comment;
                 }
@@ -133,7 +133,7 @@ impl RuleReader<'_> {
             "target" => {
                 let name = text(a[1]);
                 self.ops
-                    .extend(xtables::decode_target(self.family, &name, n(2), a[3]));
+                    .push(xtables::decode_target(self.family, &name, n(2), a[3]));
             }
             // Loads of things that are not followed: what is compared with them is then unknown.
             "exthdr" if a[7].is_empty() => self.opaque(name, n(1), n(4) as usize),

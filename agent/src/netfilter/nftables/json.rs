@@ -101,16 +101,14 @@ pub fn parse(text: &str) -> Result<Ruleset, JsonError> {
         for expression in rule["expr"].as_array().unwrap_or(&none) {
             reader.statement(expression);
         }
-        let (ops, sets, fills) = reader.finish();
+        let (mut ops, sets, fills) = reader.finish();
         table
             .sets
             .extend(sets.into_iter().map(|s| (s.name.clone(), s)));
         filled.extend(fills.into_iter().map(|name| (at, name)));
-        table.chains[chain].rules.push(Rule {
-            handle: handle(rule),
-            ops,
-            comment: text_of(rule, "comment").map(Arc::from),
-        });
+        let comment = text_of(rule, "comment").map(Arc::from);
+        let rule = Rule::of(handle(rule), &mut ops, comment);
+        table.chains[chain].rules.push(rule);
     }
     for (at, name) in filled {
         let table = &mut ruleset.tables[at];

@@ -1,7 +1,7 @@
 //! What the registers hold while a rule runs, told in packet fields and not in bytes.
 
 use super::values::Order;
-use crate::netfilter::ruleset::{Field, Lookup};
+use crate::netfilter::ruleset::{Field, Lookup, Op};
 use std::sync::Arc;
 
 /// Bytes of one field in a register: `from` tells which byte of the field is the first.
@@ -74,6 +74,8 @@ pub(super) struct Registers {
     loads: Vec<Load>,
     /// For each word the load, and which word of it.
     words: [Option<(usize, usize)>; 16],
+    /// Room for the ops of the rule that is read.
+    pub ops: Vec<Op>,
 }
 
 fn first_word(register: u32) -> Option<usize> {

@@ -52,7 +52,7 @@ fn is(field: Field, value: Value) -> Op {
     Op::Match(Match {
         field,
         mask: None,
-        any_of: vec![value],
+        any_of: value.into(),
         negated: false,
     })
 }
@@ -61,7 +61,7 @@ fn not(field: Field, value: Value) -> Op {
     Op::Match(Match {
         field,
         mask: None,
-        any_of: vec![value],
+        any_of: value.into(),
         negated: true,
     })
 }
@@ -237,7 +237,7 @@ fn kube_proxy_1_35() {
         Op::Match(Match {
             field: Field::Mark,
             mask: Some(0x4000),
-            any_of: vec![number(0)],
+            any_of: number(0).into(),
             negated,
         })
     };
@@ -263,7 +263,7 @@ fn kube_proxy_1_35() {
     let new = Op::Match(Match {
         field: Field::CtState,
         mask: Some(8),
-        any_of: vec![number(0)],
+        any_of: number(0).into(),
         negated: true,
     });
     assert_eq!(ops(ip, "filter-input", 0)[0], new);
@@ -307,7 +307,7 @@ fn kube_proxy_1_37() {
     let dnat = Op::Match(Match {
         field: Field::CtStatus,
         mask: Some(0x20),
-        any_of: vec![number(0)],
+        any_of: number(0).into(),
         negated: true,
     });
     assert_eq!(hairpin, [dnat, Op::Lookup(lookup), Op::Masquerade]);
@@ -424,7 +424,7 @@ fn intervals_concatenations_and_byte_orders() {
         keys
     };
     let range = |a: &str, b: &str| {
-        Value::AddressRange(a.parse().expect("address"), b.parse().expect("address"))
+        Value::addresses(a.parse().expect("address"), b.parse().expect("address"))
     };
     assert_eq!(
         keys("nets"),
@@ -471,10 +471,14 @@ fn sctp_ports_behind_the_chunk_map() {
     blob[0..2].copy_from_slice(&9999u16.to_ne_bytes());
     blob[2..4].copy_from_slice(&9999u16.to_ne_bytes());
     blob[284..288].copy_from_slice(&2u32.to_ne_bytes());
-    let (ops, _) = crate::netfilter::xtables::decode_match(TableFamily::Ip, "sctp", 0, &blob);
+    let decode = |blob: &[u8]| {
+        let mut ops = Vec::new();
+        crate::netfilter::xtables::decode_match(TableFamily::Ip, "sctp", 0, blob, &mut ops);
+        ops
+    };
+    let ops = decode(&blob);
     assert_eq!(told(&ops), [&is(Field::Dport, number(9999))]);
-    let (ops, _) =
-        crate::netfilter::xtables::decode_match(TableFamily::Ip, "sctp", 0, &blob[..284]);
+    let ops = decode(&blob[..284]);
     assert_eq!(ops, [Op::UnknownMatch("xt match sctp.0".into())]);
 }
 

@@ -168,7 +168,7 @@ pub(super) fn address_range(first: IpAddr, last: IpAddr) -> Option<Value> {
     if aligned && let Some(prefix) = prefix(first, length) {
         return Some(Value::Prefix(prefix));
     }
-    Some(Value::AddressRange(first, last))
+    Some(Value::addresses(first, last))
 }
 
 /// The prefix of that length that holds the address.

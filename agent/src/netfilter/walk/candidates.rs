@@ -58,7 +58,7 @@ impl Named {
     }
 
     fn mention(&mut self, m: &Match) {
-        for v in &m.any_of {
+        for v in m.any_of.iter() {
             match (&m.field, v) {
                 (Field::Daddr, Value::Prefix(p)) if is_host(p) => {
                     self.any_address.insert(p.addr());
@@ -93,7 +93,7 @@ impl Named {
                         ..
                     }) = op
                     {
-                        for v in any_of {
+                        for v in any_of.iter() {
                             if let Value::Prefix(p) = v {
                                 self.range(p);
                             }
@@ -144,8 +144,8 @@ impl Named {
                 self.ports.insert((protocol, port));
             }
             (Some(Value::Prefix(p)), None, None) => self.range(p),
-            (Some(Value::AddressRange(a, b)), None, None) => {
-                for p in super::source::range_prefixes(*a, *b) {
+            (Some(Value::AddressRange(range)), None, None) => {
+                for p in super::source::range_prefixes(range.0, range.1) {
                     self.range(&p);
                 }
             }

@@ -160,7 +160,7 @@ pub(super) fn element_text(e: &Element, fields: &[Field]) -> String {
     let part = |i: usize, v: &Value| match v {
         Value::Prefix(p) if is_host(p) => p.addr().to_string(),
         Value::Prefix(p) => p.to_string(),
-        Value::AddressRange(a, b) => format!("{a}-{b}"),
+        Value::AddressRange(range) => format!("{}-{}", range.0, range.1),
         Value::Number(a, b) if a == b => match (fields.get(i), a) {
             (Some(Field::L4proto), 6) => "tcp".to_string(),
             (Some(Field::L4proto), 17) => "udp".to_string(),

@@ -123,7 +123,7 @@ impl<'p> WalkSet<'p> {
         for (i, e) in self.set.elements.iter().enumerate() {
             let prefixes = match e.key.get(position) {
                 Some(Value::Prefix(p)) => vec![*p],
-                Some(Value::AddressRange(a, b)) => range_prefixes(*a, *b),
+                Some(Value::AddressRange(range)) => range_prefixes(range.0, range.1),
                 _ => continue,
             };
             let rest = exact_key(&e.key, Some(position)).unwrap_or(NO_KEY);
@@ -192,7 +192,7 @@ fn fits(e: &Element, key: &Key) -> Option<bool> {
 pub(super) fn value_fits(v: &Value, part: &Part) -> Option<bool> {
     match (v, part) {
         (Value::Prefix(p), Part::Address(a)) => Some(p.contains(a)),
-        (Value::AddressRange(a, b), Part::Address(x)) => Some(a <= x && x <= b),
+        (Value::AddressRange(range), Part::Address(x)) => Some(range.0 <= *x && *x <= range.1),
         (Value::Number(a, b), Part::Number(n)) => Some(a <= n && n <= b),
         (Value::Name(n, false), Part::Name(x)) => Some(n == x),
         (Value::Name(n, true), Part::Name(x)) => Some(x.starts_with(&**n)),

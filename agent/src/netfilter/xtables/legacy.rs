@@ -184,6 +184,7 @@ pub fn decode(capture: &TableCapture) -> Decoded {
         starts: &starts,
         names: &names,
     };
+    let mut ops = Vec::new();
     for run in &mut runs {
         let policy_drop = foot(run, &layout, &info);
         let hook = run.hook.map(|(_, point)| Hook {
@@ -192,10 +193,11 @@ pub fn decode(capture: &TableCapture) -> Decoded {
             kind: kind(&capture.name, point),
             policy_drop,
         });
-        let mut rules: Vec<Rule> = Vec::with_capacity(run.entries.len() + 1);
+        let mut rules: Vec<Rule> =
+            Vec::with_capacity(run.entries.len() + usize::from(run.damaged.is_some()));
         for entry in &run.entries {
             let handle = rules.len() as u64 + 1;
-            let (ops, comment) = rule(capture.family, &layout, entry, &jumps);
+            let comment = rule(capture.family, &layout, entry, &jumps, &mut ops);
             for op in &ops {
                 let (Op::UnknownMatch(what)
                 | Op::UnknownStatement(what)
@@ -206,18 +208,14 @@ pub fn decode(capture: &TableCapture) -> Decoded {
                 };
                 note(&run.name, handle, what.clone());
             }
-            rules.push(Rule {
-                handle,
-                ops,
-                comment,
-            });
+            rules.push(Rule::of(handle, &mut ops, comment));
         }
         if let Some(what) = run.damaged {
             let handle = rules.len() as u64 + 1;
             note(&run.name, handle, what.into());
             rules.push(Rule {
                 handle,
-                ops: vec![Op::UnknownStatement(what.into())],
+                ops: [Op::UnknownStatement(what.into())].into(),
                 comment: None,
             });
         }
@@ -377,14 +375,13 @@ fn rule(
     layout: &Layout,
     entry: &Entry<'_>,
     jumps: &Jumps<'_>,
-) -> (Vec<Op>, Option<Arc<str>>) {
-    let Some(header) = packet::read(family, entry.bytes) else {
-        return (
-            vec![Op::UnknownStatement("rule not understood".into())],
-            None,
-        );
+    ops: &mut Vec<Op>,
+) -> Option<Arc<str>> {
+    let Some(goto) = packet::read(family, entry.bytes, ops) else {
+        ops.clear();
+        ops.push(Op::UnknownStatement("rule not understood".into()));
+        return None;
     };
-    let (mut ops, goto) = (header.ops, header.goto);
     let mut comment = None;
     let mut matches = &entry.bytes[layout.header..entry.target];
     while !matches.is_empty() {
@@ -392,8 +389,7 @@ fn rule(
             ops.push(Op::UnknownMatch("damaged list of matches".into()));
             break;
         };
-        let (found, said) = decode_match(family, &text(name), revision.into(), data);
-        ops.extend(found);
+        let said = decode_match(family, &text(name), revision.into(), data, ops);
         if said.is_some() {
             comment = said;
         }
@@ -401,8 +397,8 @@ fn rule(
     }
     let (name, revision, data) = entry.target();
     if !name.is_empty() {
-        ops.extend(decode_target(family, &text(name), revision.into(), data));
-        return (ops, comment);
+        ops.push(decode_target(family, &text(name), revision.into(), data));
+        return comment;
     }
     let op = match entry.verdict() {
         None => Some(unknown("verdict cut off")),
@@ -425,7 +421,7 @@ fn rule(
         }),
     };
     ops.extend(op);
-    (ops, comment)
+    comment
 }
 
 fn unknown(what: &str) -> Op {

@@ -2,24 +2,25 @@
 
 use super::Blob;
 use crate::netfilter::nftables::attributes::text;
-use crate::netfilter::ruleset::{Field, Match, Op, TableFamily, Value};
+use crate::netfilter::ruleset::{Field, Match, Op, TableFamily, Value, Values};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
-/// Ops of one match (`-m NAME`), and its text if it is a comment. A match that is not understood,
+/// Adds the ops of one match (`-m NAME`), and gives its text if it is a comment. A match that is not understood,
 /// or whose blob is too short, is one unknown condition with its name.
 pub fn decode_match(
     family: TableFamily,
     name: &str,
     revision: u32,
     blob: &[u8],
-) -> (Vec<Op>, Option<Arc<str>>) {
+    ops: &mut Vec<Op>,
+) -> Option<Arc<str>> {
     let b = Blob(blob);
-    let ops = match (name, revision) {
-        ("comment", 0) => return (vec![Op::Nothing], Some(text(blob).into())),
+    let found = match (name, revision) {
+        ("comment", 0) => return Some(text(blob).into()),
         // Counts only.
-        ("nfacct", _) => Some(vec![Op::Nothing]),
+        ("nfacct", _) => Some(Vec::new()),
         ("tcp", 0) => tcp(&b),
         ("udp" | "udplite", 0) => udp(&b),
         ("sctp", 0) => sctp(&b),
@@ -34,19 +35,22 @@ pub fn decode_match(
         ("pkttype", 0) => pkttype(&b),
         _ => None,
     };
-    let ops = ops.unwrap_or_else(|| vec![unknown(&format!("xt match {name}.{revision}"))]);
-    (ops, None)
+    match found {
+        Some(found) => ops.extend(found),
+        None => ops.push(unknown(&format!("xt match {name}.{revision}"))),
+    }
+    None
 }
 
 fn unknown(what: &str) -> Op {
     Op::UnknownMatch(what.into())
 }
 
-fn is(field: Field, mask: Option<u64>, any_of: Vec<Value>, negated: bool) -> Op {
+fn is(field: Field, mask: Option<u64>, any_of: impl Into<Values>, negated: bool) -> Op {
     Op::Match(Match {
         field,
         mask,
-        any_of,
+        any_of: any_of.into(),
         negated,
     })
 }
@@ -58,14 +62,14 @@ fn between(first: u16, last: u16) -> Value {
 /// No op for "any port".
 fn ports(ops: &mut Vec<Op>, field: Field, first: u16, last: u16, negated: bool) {
     if (first, last) != (0, u16::MAX) || negated {
-        ops.push(is(field, None, vec![between(first, last)], negated));
+        ops.push(is(field, None, between(first, last), negated));
     }
 }
 
 /// `struct xt_tcp`
 fn tcp(b: &Blob<'_>) -> Option<Vec<Op>> {
     let invert = b.u8(11)?;
-    let mut ops = vec![Op::Nothing];
+    let mut ops = Vec::new();
     ports(
         &mut ops,
         Field::Sport,
@@ -92,7 +96,7 @@ fn tcp(b: &Blob<'_>) -> Option<Vec<Op>> {
 /// `struct xt_udp`
 fn udp(b: &Blob<'_>) -> Option<Vec<Op>> {
     let invert = b.u8(8)?;
-    let mut ops = vec![Op::Nothing];
+    let mut ops = Vec::new();
     ports(
         &mut ops,
         Field::Sport,
@@ -113,13 +117,13 @@ fn udp(b: &Blob<'_>) -> Option<Vec<Op>> {
 /// `struct xt_sctp_info`: its `chunkmap` is 64 words, one for each four of 256 chunk types.
 fn sctp(b: &Blob<'_>) -> Option<Vec<Op>> {
     let (flags, invert) = (b.u32(284)?, b.u32(288)?);
-    let mut ops = vec![Op::Nothing];
+    let mut ops = Vec::new();
     if flags & 1 != 0 {
         let field = Field::Sport;
         ops.push(is(
             field,
             None,
-            vec![between(b.u16(4)?, b.u16(6)?)],
+            between(b.u16(4)?, b.u16(6)?),
             invert & 1 != 0,
         ));
     }
@@ -128,7 +132,7 @@ fn sctp(b: &Blob<'_>) -> Option<Vec<Op>> {
         ops.push(is(
             field,
             None,
-            vec![between(b.u16(0)?, b.u16(2)?)],
+            between(b.u16(0)?, b.u16(2)?),
             invert & 2 != 0,
         ));
     }
@@ -178,7 +182,7 @@ fn conntrack(b: &Blob<'_>, family: TableFamily, revision: u32) -> Option<Vec<Op>
         let virtual_bits = state & 0xc0;
         let real = u64::from(state & 0x0f) | if state & 0x100 != 0 { 64 } else { 0 };
         let negated = invert & 0x1 == 0;
-        let zero = vec![Value::Number(0, 0)];
+        let zero = Value::Number(0, 0);
         let of_state = |negated| is(Field::CtState, Some(real), zero.clone(), negated);
         // IPS_SRC_NAT 0x10, IPS_DST_NAT 0x20
         let status_bits = u64::from(virtual_bits >> 2);
@@ -194,7 +198,7 @@ fn conntrack(b: &Blob<'_>, family: TableFamily, revision: u32) -> Option<Vec<Op>
     }
     if flags & 0x2 != 0 {
         let protocol = u64::from(b.u16(136)?);
-        let value = vec![Value::Number(protocol, protocol)];
+        let value = Value::Number(protocol, protocol);
         ops.push(is(Field::L4proto, None, value, invert & 0x2 != 0));
     }
     if flags & 0x8 != 0 {
@@ -202,7 +206,7 @@ fn conntrack(b: &Blob<'_>, family: TableFamily, revision: u32) -> Option<Vec<Op>
             Some(net) => is(
                 Field::CtOriginalDaddr,
                 None,
-                vec![Value::Prefix(net)],
+                Value::Prefix(net),
                 invert & 0x8 != 0,
             ),
             None => unknown("conntrack original destination by mask"),
@@ -211,12 +215,7 @@ fn conntrack(b: &Blob<'_>, family: TableFamily, revision: u32) -> Option<Vec<Op>
     if flags & 0x40 != 0 {
         let mask = Some(u64::from(status));
         let negated = invert & 0x40 == 0;
-        ops.push(is(
-            Field::CtStatus,
-            mask,
-            vec![Value::Number(0, 0)],
-            negated,
-        ));
+        ops.push(is(Field::CtStatus, mask, Value::Number(0, 0), negated));
     }
     // Everything else: original source, reply addresses, expiry, ports, direction.
     for (bit, what) in [
@@ -258,12 +257,7 @@ fn prefix(family: TableFamily, address: &[u8], mask: &[u8]) -> Option<IpNet> {
 /// `struct xt_state_info`: UNTRACKED is bit 6 here.
 fn state(b: &Blob<'_>) -> Option<Vec<Op>> {
     let mask = Some(u64::from(b.u32(0)?) & 0x4f);
-    Some(vec![is(
-        Field::CtState,
-        mask,
-        vec![Value::Number(0, 0)],
-        true,
-    )])
+    Some(vec![is(Field::CtState, mask, Value::Number(0, 0), true)])
 }
 
 /// `struct xt_statistic_info`
@@ -336,12 +330,9 @@ fn addrtype(b: &Blob<'_>, revision: u32) -> Option<Vec<Op>> {
     ] {
         if mask != 0 {
             let types = (0..16).filter(|bit| mask & (1 << bit) != 0);
-            let values = types.map(|t| Value::Number(t, t)).collect();
+            let values: Values = types.map(|t| Value::Number(t, t)).collect();
             ops.push(is(field, None, values, negated));
         }
-    }
-    if ops.is_empty() {
-        ops.push(Op::Nothing);
     }
     Some(ops)
 }
@@ -352,7 +343,7 @@ fn mark(b: &Blob<'_>) -> Option<Vec<Op>> {
     Some(vec![is(
         Field::Mark,
         Some(mask),
-        vec![Value::Number(mark, mark)],
+        Value::Number(mark, mark),
         b.u8(8)? != 0,
     )])
 }
@@ -370,11 +361,11 @@ fn iprange(b: &Blob<'_>, family: TableFamily) -> Option<Vec<Op>> {
     };
     let mut ops = Vec::new();
     if flags & 0x01 != 0 {
-        let range = vec![Value::AddressRange(address(0)?, address(16)?)];
+        let range = Value::addresses(address(0)?, address(16)?);
         ops.push(is(Field::Saddr, None, range, flags & 0x10 != 0));
     }
     if flags & 0x02 != 0 {
-        let range = vec![Value::AddressRange(address(32)?, address(48)?)];
+        let range = Value::addresses(address(32)?, address(48)?);
         ops.push(is(Field::Daddr, None, range, flags & 0x20 != 0));
     }
     Some(ops)
@@ -386,7 +377,7 @@ fn pkttype(b: &Blob<'_>) -> Option<Vec<Op>> {
     Some(vec![is(
         Field::PacketType,
         None,
-        vec![Value::Number(kind, kind)],
+        Value::Number(kind, kind),
         b.u32(4)? != 0,
     )])
 }

@@ -4,8 +4,8 @@ use super::Blob;
 use crate::netfilter::ruleset::{NatTarget, Op, TableFamily, Verdict};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-/// Ops of one target (`-j NAME`). What is not understood is one unknown statement with its name.
-pub fn decode_target(family: TableFamily, name: &str, revision: u32, blob: &[u8]) -> Vec<Op> {
+/// What one target does (`-j NAME`). What is not understood is one unknown statement with its name.
+pub fn decode_target(family: TableFamily, name: &str, revision: u32, blob: &[u8]) -> Op {
     let b = Blob(blob);
     let op = match (name, revision) {
         ("DNAT", 0) => range_v4(&b).map(Op::Dnat),
@@ -27,7 +27,7 @@ pub fn decode_target(family: TableFamily, name: &str, revision: u32, blob: &[u8]
         ("NFQUEUE", _) => Some(Op::Verdict(Verdict::Queue)),
         _ => None,
     };
-    vec![op.unwrap_or_else(|| Op::UnknownStatement(format!("xt target {name}.{revision}").into()))]
+    op.unwrap_or_else(|| Op::UnknownStatement(format!("xt target {name}.{revision}").into()))
 }
 
 // NF_NAT_RANGE_*

@@ -98,14 +98,14 @@ impl RuleReader<'_> {
         for op in &mut ops {
             let Op::Match(found) = op else { continue };
             // Index 1 is the loopback link in every network namespace.
-            if found.any_of == [Value::Number(1, 1)] && found.mask.is_none() {
+            if *found.any_of == [Value::Number(1, 1)] && found.mask.is_none() {
                 let link = match &found.field {
                     Field::Other(what) if &**what == "iif" => Field::Iifname,
                     Field::Other(what) if &**what == "oif" => Field::Oifname,
                     _ => continue,
                 };
                 found.field = link;
-                found.any_of = vec![Value::Name("lo".into(), false)];
+                found.any_of = Value::Name("lo".into(), false).into();
             }
         }
         for op in &ops {
@@ -116,7 +116,7 @@ impl RuleReader<'_> {
                 negated: false,
             }) = op
             {
-                match (field, any_of.as_slice()) {
+                match (field, &any_of[..]) {
                     (Field::Nfproto, [Value::Number(2, 2)])
                     | (Field::EtherType, [Value::Number(0x0800, 0x0800)]) => self.version = Some(4),
                     (Field::Nfproto, [Value::Number(10, 10)])

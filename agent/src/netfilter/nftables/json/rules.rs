@@ -103,7 +103,7 @@ impl<'t> Reader<'t> {
             Op::Match(Match {
                 field,
                 mask: None,
-                any_of: vec![Value::Number(n, n)],
+                any_of: Value::Number(n, n).into(),
                 negated: false,
             })
         };
@@ -259,7 +259,7 @@ impl<'t> Reader<'t> {
             self.ops.push(Op::Match(Match {
                 field: field.clone(),
                 mask: Some(bits),
-                any_of: vec![Value::Number(0, 0)],
+                any_of: Value::Number(0, 0).into(),
                 negated: true,
             }));
             return Some(());
@@ -301,7 +301,7 @@ impl<'t> Reader<'t> {
         self.ops.push(Op::Match(Match {
             field,
             mask,
-            any_of,
+            any_of: any_of.into(),
             negated,
         }));
         Some(())
@@ -454,7 +454,7 @@ fn mark(json: &Json) -> Option<(u32, u32)> {
 /// anything else they are unknown.
 pub(super) fn remembered(table: &mut Table, name: &str, timeout_ms: Option<u64>) {
     let rules = table.chains.iter_mut().flat_map(|c| &mut c.rules);
-    for op in rules.flat_map(|r| &mut r.ops) {
+    for op in rules.flat_map(|r| r.ops.iter_mut()) {
         let new = match op {
             Op::Lookup(l) if *l.set == *name && l.key == [Field::Saddr] && !l.negated => {
                 Op::AffinityCheck {

@@ -131,7 +131,7 @@ impl Kind {
                 return None;
             };
             return Some(match self {
-                Kind::Address => Value::AddressRange(address(first)?, address(last)?),
+                Kind::Address => Value::addresses(address(first)?, address(last)?),
                 Kind::Link => return None,
                 _ => Value::Number(self.bits(first)?, self.bits(last)?),
             });

@@ -49,11 +49,11 @@ impl<'a, 'p> Walker<'a, 'p> {
         match m.field {
             Field::Saddr => {
                 let mut prefixes: Vec<IpNet> = Vec::with_capacity(m.any_of.len());
-                for v in &m.any_of {
+                for v in m.any_of.iter() {
                     match v {
                         Value::Prefix(p) => prefixes.push(*p),
-                        Value::AddressRange(a, b) => {
-                            prefixes.extend(range_prefixes(*a, *b));
+                        Value::AddressRange(range) => {
+                            prefixes.extend(range_prefixes(range.0, range.1));
                         }
                         _ => return Truth::Unknown("a source address not understood".into()),
                     }
@@ -82,7 +82,7 @@ impl<'a, 'p> Walker<'a, 'p> {
                     _ => return Truth::Unknown("a masked field not understood".into()),
                 };
                 let mut unknown = false;
-                for v in &m.any_of {
+                for v in m.any_of.iter() {
                     match value_fits(v, &part) {
                         Some(true) => return Truth::Yes,
                         Some(false) => {}
@@ -100,7 +100,7 @@ impl<'a, 'p> Walker<'a, 'p> {
 
     fn link(&self, st: &State<'a, 'p>, m: &Match) -> Truth {
         let mut unknown = None;
-        for v in &m.any_of {
+        for v in m.any_of.iter() {
             let Value::Name(name, prefix) = v else {
                 return Truth::Unknown("a link's name not understood".into());
             };

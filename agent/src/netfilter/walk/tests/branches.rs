@@ -20,12 +20,8 @@ fn base() -> Ruleset {
     text::iptables(BASE)
 }
 
-fn rule(ops: Vec<Op>) -> Rule {
-    Rule {
-        handle: 99,
-        ops,
-        comment: None,
-    }
+fn rule(mut ops: Vec<Op>) -> Rule {
+    Rule::of(99, &mut ops, None)
 }
 
 fn hook(point: HookPoint, priority: i32) -> Hook {
@@ -222,7 +218,7 @@ fn an_untracked_packet_is_not_new() {
         Op::Match(Match {
             field: Field::CtState,
             mask: Some(bits),
-            any_of: vec![Value::Number(0, 0)],
+            any_of: Value::Number(0, 0).into(),
             negated: true,
         })
     };
@@ -255,7 +251,7 @@ fn what_conntrack_knows_of_a_translated_packet() {
     let dnat = Op::Match(Match {
         field: Field::CtStatus,
         mask: Some(0x20),
-        any_of: vec![Value::Number(0, 0)],
+        any_of: Value::Number(0, 0).into(),
         negated: true,
     });
     assert_eq!(outside(&forwarded(vec![dnat, drop()])), "drop");

@@ -76,7 +76,7 @@ pub fn matching(field: Field, mask: Option<u64>, any_of: Vec<Value>, negated: bo
     Op::Match(Match {
         field,
         mask,
-        any_of,
+        any_of: any_of.into(),
         negated,
     })
 }
@@ -305,11 +305,7 @@ fn xt_rule(w: &[String]) -> Rule {
         negated = false;
         i += used;
     }
-    Rule {
-        handle: 0,
-        ops,
-        comment,
-    }
+    Rule::of(0, &mut ops, comment)
 }
 
 /// One table from what `nft list table` prints.
@@ -639,9 +635,5 @@ fn nft_rule(t: &mut Table, line: &str) -> Rule {
             rest = "";
         }
     }
-    Rule {
-        handle: 0,
-        ops,
-        comment,
-    }
+    Rule::of(0, &mut ops, comment)
 }

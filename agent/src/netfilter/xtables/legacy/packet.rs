@@ -17,16 +17,9 @@ const INV_PROTOCOL: u8 = 0x40;
 /// Size of a link's name (`IFNAMSIZ`).
 const LINK: usize = 16;
 
-/// What the structure says.
-pub(super) struct Header {
-    /// Conditions.
-    pub ops: Vec<Op>,
-    /// `IPT_F_GOTO`: a jump does not come back.
-    pub goto: bool,
-}
-
-/// Reads it. `None` where the entry is too short.
-pub(super) fn read(family: TableFamily, entry: &[u8]) -> Option<Header> {
+/// Reads its conditions into `ops`. True for `IPT_F_GOTO`: a jump does not come back. `None` where
+/// the entry is too short.
+pub(super) fn read(family: TableFamily, entry: &[u8], ops: &mut Vec<Op>) -> Option<bool> {
     let b = Blob(entry);
     let v6 = family == TableFamily::Ip6;
     let width = if v6 { 16 } else { 4 };
@@ -37,7 +30,6 @@ pub(super) fn read(family: TableFamily, entry: &[u8]) -> Option<Header> {
     } else {
         (b.u8(protocol + 2)?, b.u8(protocol + 3)?)
     };
-    let mut ops = Vec::new();
     for (field, at, inversion, what) in [
         (Field::Saddr, 0, INV_SOURCE, "source address by a mask"),
         (
@@ -86,17 +78,14 @@ pub(super) fn read(family: TableFamily, entry: &[u8]) -> Option<Header> {
     if flags & !known != 0 {
         ops.push(Op::UnknownMatch(format!("flags {flags:#x}").into()));
     }
-    Some(Header {
-        ops,
-        goto: flags & goto != 0,
-    })
+    Some(flags & goto != 0)
 }
 
 fn is(field: Field, value: Value, negated: bool) -> Op {
     Op::Match(Match {
         field,
         mask: None,
-        any_of: vec![value],
+        any_of: value.into(),
         negated,
     })
 }

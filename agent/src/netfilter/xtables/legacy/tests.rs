@@ -47,7 +47,7 @@ fn is(field: Field, value: Value, negated: bool) -> Op {
     Op::Match(Match {
         field,
         mask: None,
-        any_of: vec![value],
+        any_of: value.into(),
         negated,
     })
 }

@@ -1,7 +1,7 @@
 //! Matches, from their options. The same conditions as `super::super::matches` reads from blobs.
 
 use super::{Given, address, is, number, prefix, protocol};
-use crate::netfilter::ruleset::{Field, Op, TableFamily, Value};
+use crate::netfilter::ruleset::{Field, Op, TableFamily, Value, Values};
 use std::sync::Arc;
 
 /// How many values an option of a match takes. `None`: not known.
@@ -103,7 +103,7 @@ fn multiport(all: &[Given<'_>]) -> Option<Vec<Op>> {
     Some(vec![is(
         field,
         None,
-        list.collect::<Option<_>>()?,
+        list.collect::<Option<Values>>()?,
         one.negated,
     )])
 }
@@ -247,7 +247,12 @@ fn addrtype(all: &[Given<'_>]) -> Option<Vec<Op>> {
             let n = TYPES.iter().position(|t| *t == word)? as u64;
             Some(Value::Number(n, n))
         });
-        ops.push(is(field, None, types.collect::<Option<_>>()?, one.negated));
+        ops.push(is(
+            field,
+            None,
+            types.collect::<Option<Values>>()?,
+            one.negated,
+        ));
     }
     Some(ops)
 }
@@ -267,7 +272,7 @@ fn iprange(family: TableFamily, all: &[Given<'_>]) -> Option<Vec<Op>> {
             _ => return None,
         };
         let (first, last) = one.value()?.split_once('-')?;
-        let range = Value::AddressRange(address(family, first)?, address(family, last)?);
+        let range = Value::addresses(address(family, first)?, address(family, last)?);
         ops.push(is(field, None, vec![range], one.negated));
     }
     Some(ops)
