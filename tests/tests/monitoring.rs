@@ -4,7 +4,8 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use aggregator::fleet::{Event, Fleet};
-use model::capture::Gap;
+use model::capture::{Gap, Reading};
+use model::conntrack::{Conntrack, ConntrackReading, Counter, Filling, Forecast};
 use model::finding::{Finding, FindingKind, Severity, WATCH_DEAD};
 use model::name::{NodeName, ServicePortName};
 use model::report::{Judged, NodeState, NotJudged, Report};
@@ -13,6 +14,25 @@ use serde_yaml_ng::Value;
 use tests::monitoring::{Rules, Series, folder};
 
 const RUNBOOKS: &str = "https://github.com/vipwitness/vipwitness/blob/main/dashboards/runbooks/";
+
+/// A table that fills, of a kernel that tells every counter.
+fn conntrack() -> Conntrack {
+    Conntrack {
+        entries: 900,
+        limit: 1_000,
+        buckets: Some(250),
+        timeouts: Default::default(),
+        totals: Counter::ALL.into_iter().map(|c| (c, 1)).collect(),
+        recent: None,
+        forecast: Forecast::Filling(Filling {
+            seconds: 100.0,
+            earliest: 80.0,
+            latest: 150.0,
+            per_second: 1.0,
+            seen_seconds: 300,
+        }),
+    }
+}
 
 /// Every series that the aggregator can export.
 fn metrics() -> String {
@@ -64,6 +84,10 @@ fn metrics() -> String {
         ],
         converging: Vec::new(),
         rows: Vec::new().into(),
+        conntrack: Some(Arc::new(ConntrackReading {
+            at: Millis(2_000),
+            reading: Reading::Read(conntrack()),
+        })),
     };
     let mut fleet = Fleet::default();
     let now = Now {

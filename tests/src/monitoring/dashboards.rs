@@ -13,7 +13,7 @@ use super::panels::{Panel, dashboard, lines, stat, table, variable};
 
 /// Every dashboard with the file that holds it.
 pub fn all() -> Vec<(PathBuf, Value)> {
-    [fleet(), node(), service()]
+    [fleet(), node(), service(), conntrack()]
         .into_iter()
         .map(|dashboard| {
             let name = dashboard["uid"].as_str().unwrap_or_default().to_owned();
@@ -322,4 +322,116 @@ fn service() -> Value {
         }
     }
     out
+}
+
+fn conntrack() -> Value {
+    let this = r#"cluster=~"$cluster", node=~"$node""#;
+    let of = |series: &str| format!("{series}{{{this}}}");
+    let worst = |series: &str| format!("topk(10, {})", of(series));
+    let panels = [
+        stat(
+            "Fullest table",
+            "Entries against the limit, on the worst node.",
+            &format!("max({})", of("node:vipwitness_conntrack_entries:ratio")),
+        )
+        .unit("percentunit")
+        .bad_from(0.9)
+        .or_nothing("-"),
+        stat(
+            "Nodes that drop packets",
+            "In the last five minutes. Lost insert races count as drops, too.",
+            &format!("count({} > 0) or vector(0)", of("node:vipwitness_conntrack_drop:rate5m")),
+        )
+        .bad_from(1.0),
+        stat(
+            "Nodes full within an hour",
+            "If the last minutes go on.",
+            &format!("count({} < 3600) or vector(0)", of("node:vipwitness_conntrack_full_seconds:min")),
+        )
+        .bad_from(1.0),
+        stat(
+            "Nodes that cannot be read",
+            "Whose connection tracking the agent cannot read.",
+            &format!("count({} == 0) or vector(0)", of("node:vipwitness_conntrack_readable:max")),
+        )
+        .bad_from(1.0),
+        to_node(table(
+            "Tables",
+            "Fullest first. A click on a node leads to it.",
+            &format!("sort_desc({})", of("node:vipwitness_conntrack_entries:ratio")),
+            &[("cluster", "Cluster"), ("node", "Node"), ("Value", "Used")],
+        ))
+        .unit("percentunit")
+        .width(12),
+        lines(
+            "Used",
+            "Entries against the limit, of the fullest ten.",
+            &[(&worst("node:vipwitness_conntrack_entries:ratio"), "{{node}}")],
+        )
+        .unit("percentunit"),
+        lines(
+            "Entries and limits",
+            "Of the fullest ten tables.",
+            &[
+                (&worst("node:vipwitness_conntrack_entries:max"), "{{node}}"),
+                (&format!("min({})", of("node:vipwitness_conntrack_entries_limit:max")), "lowest limit"),
+            ],
+        ),
+        lines(
+            "Time until full",
+            "By the robust trend of the last minutes, and the lower end of its interval; no line: no growth towards the limit.",
+            &[
+                (&format!("{} or vector(NaN)", of("node:vipwitness_conntrack_full_seconds:min")), "{{node}}"),
+                (&format!("{} or vector(NaN)", of("node:vipwitness_conntrack_full_seconds_earliest:min")), "{{node}}, at the earliest"),
+            ],
+        )
+        .unit("s"),
+        lines(
+            "Packets dropped",
+            "For want of an entry; lost insert races included.",
+            &[(&worst("node:vipwitness_conntrack_drop:rate5m"), "{{node}}")],
+        )
+        .unit("pps"),
+        lines(
+            "Evicted early",
+            "Entries that saw no answer yet and made room in a full table.",
+            &[(&worst("node:vipwitness_conntrack_early_drop:rate5m"), "{{node}}")],
+        )
+        .unit("ops"),
+        lines(
+            "Insert races lost",
+            "Two packets raced for one entry: the later one is dropped.",
+            &[(&worst("node:vipwitness_conntrack_insert_failed:rate5m"), "{{node}}")],
+        )
+        .unit("ops"),
+        lines(
+            "Insert races settled",
+            "clash_resolve; it costs nothing.",
+            &[(&worst("node:vipwitness_conntrack_clash_resolve:rate5m"), "{{node}}")],
+        )
+        .unit("ops"),
+        lines(
+            "Chains too long",
+            "A bucket was full: too few buckets, or somebody who aims at one.",
+            &[(&worst("node:vipwitness_conntrack_chain_toolong:rate5m"), "{{node}}")],
+        )
+        .unit("ops"),
+        lines(
+            "Invalid",
+            "Packets that belong to no flow: often a way back that is another than the way there.",
+            &[(&worst("node:vipwitness_conntrack_invalid:rate5m"), "{{node}}")],
+        )
+        .unit("pps"),
+    ];
+    let mut variable = node_variable();
+    variable["includeAll"] = json!(true);
+    variable["allValue"] = json!(".*");
+    variable["multi"] = json!(true);
+    variable["current"] = json!({"text": "All", "value": "$__all"});
+    dashboard(
+        "conntrack",
+        "vipwitness / Conntrack",
+        vec![variable],
+        &panels,
+    )
 }
