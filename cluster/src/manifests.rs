@@ -179,10 +179,8 @@ pub fn read(paths: &[PathBuf]) -> Manifests {
 /// The objects of the debugging flow, where Pods are among the manifests; without them nothing of it
 /// can be told. Their facts count as old. What cannot be used is left out: [`read`] names it.
 pub fn read_objects(paths: &[PathBuf]) -> Option<Objects> {
-    let mut found = Objects {
-        settled_facts: true,
-        ..Objects::default()
-    };
+    let mut found = Objects::default();
+    found.settled_facts = true;
     found.not_given = Kind::ALL.into();
     let now = Now::default();
     for path in files(paths, &mut Vec::new()) {
