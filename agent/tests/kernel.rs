@@ -198,7 +198,7 @@ fn a_reading_is_never_of_two_generations() {
             let table = &decoded.ruleset.tables[0];
             let mut marks: Vec<u64> = Vec::new();
             for rule in table.chains.iter().flat_map(|c| &c.rules) {
-                match rule.ops.as_slice() {
+                match &rule.ops[..] {
                     [Op::SetMark { and: 0, xor }] => marks.push((*xor).into()),
                     other => panic!("{other:?}"),
                 }

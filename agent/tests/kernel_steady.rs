@@ -222,9 +222,9 @@ fn a_writer_that_never_rests_is_kept_up_with() {
             assert_eq!(table.chains.len(), 3000);
             let mut marks: Vec<u64> = Vec::new();
             for rule in table.chains.iter().flat_map(|c| &c.rules) {
-                match rule.ops.as_slice() {
+                match &rule.ops[..] {
                     [Op::SetMark { and: 0, xor }] => marks.push((*xor).into()),
-                    [Op::Nothing] | [Op::Verdict(_)] => {}
+                    [] | [Op::Verdict(_)] => {}
                     other => panic!("{other:?}"),
                 }
             }

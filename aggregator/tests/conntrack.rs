@@ -1,6 +1,5 @@
 //! Connection tracking of a fleet: who is worst, one node explained, and the series of it.
 
-#[expect(dead_code, reason = "the other reports are for tests/fleet.rs")]
 mod reports;
 
 use aggregator::fleet::{Event, Fleet};

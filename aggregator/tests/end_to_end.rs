@@ -1,6 +1,5 @@
 //! An agent's uplink reports to an aggregator over loopback, and curl's questions are answered.
 
-#[expect(dead_code, reason = "the other reports are for tests/fleet.rs")]
 mod reports;
 
 use agent::fresh::wishes;

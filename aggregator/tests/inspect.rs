@@ -1,7 +1,6 @@
 //! A reader of the aggregator gets what the node's kernel does now; where the node does not say it,
 //! what was last known.
 
-#[expect(dead_code, reason = "the other reports are for tests/fleet.rs")]
 mod reports;
 
 use agent::fresh::{Asker, wishes};

@@ -1,7 +1,6 @@
 //! An agent reports to every replica of the aggregator that is named, and to none that does not
 //! prove itself.
 
-#[allow(dead_code, reason = "shared with tests that need other reports")]
 mod reports;
 
 use agent::fresh::wishes;

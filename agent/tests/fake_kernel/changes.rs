@@ -1,7 +1,7 @@
 //! What a transaction does: rules, chains, sets, elements and tables go, and come back from what was
 //! recorded.
 
-use super::content::{Chain, Content, Message, Set, Table, element_list, with};
+use super::content::{Chain, Content, Set, Table, element_list, with};
 use super::{Event, Fake};
 use std::sync::Arc;
 

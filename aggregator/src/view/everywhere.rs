@@ -72,7 +72,9 @@ pub fn everywhere(
         return Err(unknown(fleet, api, service));
     };
     let mut oldest: Option<u64> = None;
-    let mut groups: BTreeMap<(State, &str), (Vec<String>, Option<u64>)> = BTreeMap::new();
+    // Nodes, and since when, by what they do and what is said of it.
+    type Groups<'a> = BTreeMap<(State, &'a str), (Vec<String>, Option<u64>)>;
+    let mut groups = Groups::new();
     for answer in &nodes {
         let member = &fleet.nodes[answer.node];
         if !member.connected(now) {

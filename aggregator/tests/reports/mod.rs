@@ -1,4 +1,5 @@
-//! Reports made by hand.
+//! Reports made by hand. Each target of tests uses some of them.
+#![allow(dead_code)]
 
 use model::address::{Frontend, Protocol, SourceClass};
 use model::finding::{Evidence, Finding, FindingKind, Severity};
