@@ -44,6 +44,8 @@ impl std::error::Error for Usage {}
 pub struct World {
     node: NodeName,
     by_manifests: bool,
+    /// Pods are among the manifests.
+    pub has_pods: bool,
     /// A running kube-proxy is expected.
     expects_proxy: bool,
     door: Option<Arc<Door>>,
@@ -106,6 +108,7 @@ impl World {
         }
         let (said, hears) = mpsc::channel(WAITING);
         let mut door = None;
+        let mut has_pods = false;
         if by_manifests {
             let paths = flags.manifests.clone();
             let found = tokio::task::spawn_blocking(move || manifests::read(&paths)).await?;
@@ -113,6 +116,7 @@ impl World {
                 let all: Vec<String> = found.errors.iter().map(ToString::to_string).collect();
                 return Err(Usage(all.join("\n")).into());
             }
+            has_pods = found.has_pods;
             tokio::spawn(manifests::follow(flags.manifests.clone(), found, said));
         } else {
             let opened = Door::open(DoorConfig {
@@ -133,6 +137,7 @@ impl World {
         let world = Arc::new(World {
             node: flags.node.clone(),
             by_manifests,
+            has_pods,
             expects_proxy: !by_manifests || flags.expect_proxy,
             door,
             inner: Mutex::new(Inner::new(view, sources)),

@@ -83,6 +83,8 @@ pub struct Manifests {
     pub service_cidrs: Option<Vec<IpNet>>,
     /// `config.conf` of ConfigMap `kube-system/kube-proxy`.
     pub proxy_config: Option<String>,
+    /// There are Pods among them: [`read_objects`] has something to read.
+    pub has_pods: bool,
     /// What could not be used.
     pub errors: Vec<ManifestError>,
     /// The files as they were before they were read.
@@ -131,6 +133,7 @@ pub fn read(paths: &[PathBuf]) -> Manifests {
             says_none |= is_empty_list(&document);
             flatten(document, &mut objects, 0);
             for value in objects {
+                found.has_pods |= trim::kind_of(&value) == Some(("", "Pod"));
                 match trim::object(&value) {
                     Ok(Some(Object::Service(s))) => {
                         services.insert(s.name.clone(), s);

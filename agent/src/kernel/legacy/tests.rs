@@ -264,7 +264,7 @@ fn a_table_that_is_cut_is_refused() {
             let Err(gap) = read(&mut fake, Vec::new(), &mut changed) else {
                 panic!("seed {seed}: cut at {end}, and judged")
             };
-            assert_eq!(&*gap.what, "ip nat");
+            assert_eq!(&*gap.what, "iptables-legacy nat");
             assert_eq!(&*gap.why, "entries cut off or damaged");
         }
         assert!(read(&mut fake, kept, &mut changed).is_err(), "seed {seed}");

@@ -9,7 +9,7 @@ enum While {
     Still,
     /// The list of chains has a damaged one.
     Damaged,
-    /// A transaction makes a chain and its rules after each list of chains.
+    /// A transaction makes a chain and its rules after each list of chains, while rules are read.
     Growing,
 }
 
@@ -83,12 +83,18 @@ impl Answers for Recorded {
             _ => true,
         };
         let is_list = matches!(question, Question::Chains);
+        let newest = self.newest();
+        let is_table = matches!(
+            *question,
+            Question::Rules { family, table, chain: None }
+                if (family, table) == (newest.family, &*newest.table)
+        );
         let cut = self.1 == While::Damaged && is_list;
         for (at, message) in all.iter().filter(|m| is_asked(m)).enumerate() {
             let end = if cut && at == 1 { 30 } else { message.len() };
             each(&message[..end]);
         }
-        if self.1 == While::Growing && is_list {
+        if self.1 == While::Growing && is_table {
             told.generation += 1;
             let [a, b, c, d] = told.generation.to_be_bytes();
             let made = self.0.chains.iter().find(|m| self.is_newest(m));

@@ -595,7 +595,7 @@ mod tests {
         assert!(table.chains[0].hook.unwrap().policy_drop);
         let rule = &table.chains[0].rules[0];
         assert_eq!(rule.comment.as_deref(), Some(r#"a "b" -j DROP \ c"#));
-        assert_eq!(rule.ops[1..], [Op::Verdict(Verdict::Jump("WEB".into()))]);
+        assert_eq!(rule.ops[..], [Op::Verdict(Verdict::Jump("WEB".into()))]);
     }
 
     #[test]
