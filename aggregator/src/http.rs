@@ -8,7 +8,7 @@ use crate::inspect::{Freshness, Inspector};
 use crate::view::drift::Filter;
 use crate::view::nodes::Page;
 use crate::view::service::{Choices, NoService};
-use crate::view::{NotFound, View, drift, everywhere, node, nodes, service, words};
+use crate::view::{NotFound, View, conntrack, drift, everywhere, node, nodes, service, words};
 use axum::Router;
 use axum::extract::rejection::{PathRejection, QueryRejection};
 use axum::extract::{FromRef, Path, Query, State};
@@ -22,13 +22,15 @@ use serde::Serialize;
 use std::collections::HashMap;
 
 /// What can be asked, for errors and `/`.
-const PATHS: [&str; 10] = [
+const PATHS: [&str; 12] = [
     "/nodes",
     "/nodes/{node}",
     "/nodes/{node}/svc/{name}",
     "/nodes/{node}/svc/{namespace}/{name}",
     "/svc/{namespace}/{name}",
     "/drift",
+    "/conntrack",
+    "/nodes/{node}/conntrack",
     "/metrics",
     "/healthz",
     "/readyz",
@@ -66,7 +68,9 @@ pub fn router(fleet: SharedFleet, inspector: Inspector) -> Router {
         .route("/nodes/{node}/svc/{name}", get(get_named))
         .route("/nodes/{node}/svc/{namespace}/{name}", get(get_service))
         .route("/svc/{namespace}/{name}", get(get_everywhere))
-        .route("/drift", get(get_drift));
+        .route("/drift", get(get_drift))
+        .route("/conntrack", get(get_conntrack))
+        .route("/nodes/{node}/conntrack", get(get_node_conntrack));
     finish(more.merge(scraped()), Sources { fleet, inspector })
 }
 
@@ -363,6 +367,23 @@ async fn get_drift(State(fleet): State<SharedFleet>, q: Parameters, h: HeaderMap
     asked.show(&look(&fleet, |f, now| drift::drift(f, &filter, page, now)))
 }
 
+async fn get_conntrack(State(fleet): State<SharedFleet>, q: Parameters, h: HeaderMap) -> Answer {
+    let asked = Asked::new(q, &h, &["from", "limit"])?;
+    let page = asked.page()?;
+    asked.show(&look(&fleet, |f, now| conntrack::fleet(f, page, now)))
+}
+
+async fn get_node_conntrack(
+    State(fleet): State<SharedFleet>,
+    path: Segments<String>,
+    q: Parameters,
+    h: HeaderMap,
+) -> Answer {
+    let asked = Asked::new(q, &h, &[])?;
+    let name = segments(path)?;
+    asked.show(&look(&fleet, |f, now| conntrack::node(f, &name, now))?)
+}
+
 fn filter(asked: &Asked) -> Result<Filter, Problem> {
     let kind = match asked.get("kind") {
         None => None,
@@ -438,7 +459,7 @@ async fn health() -> Response {
 struct Root {
     verdict: String,
     version: &'static str,
-    paths: [&'static str; 10],
+    paths: [&'static str; 12],
 }
 
 impl View for Root {

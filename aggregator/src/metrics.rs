@@ -6,6 +6,8 @@
 //! knows better. Labels take values from closed sets, but for `node`, and `namespace` and `service`
 //! while that Service has a finding.
 
+mod conntrack;
+
 use crate::fleet::Fleet;
 use crate::view::severity;
 use crate::view::words::clean;
@@ -97,6 +99,7 @@ pub fn metrics(fleet: &Fleet, now: Now) -> Result<String, prometheus::Error> {
         "Things on the node that could not be read. While the agent is connected.",
         &["node"],
     )?;
+    let conntrack = conntrack::Series::new(&registry)?;
     build
         .with_label_values(&[env!("CARGO_PKG_VERSION")])
         .set(1.0);
@@ -117,6 +120,7 @@ pub fn metrics(fleet: &Fleet, now: Now) -> Result<String, prometheus::Error> {
         if !live {
             continue;
         }
+        conntrack.set(node, said);
         let report = &said.report;
         for f in &report.findings {
             findings

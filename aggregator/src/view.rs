@@ -1,6 +1,7 @@
 //! What is said about the fleet. Pure: the fleet and a time go in; a value that becomes JSON, and its
 //! text, come out. One module per question.
 
+pub mod conntrack;
 pub mod drift;
 pub mod everywhere;
 pub mod node;

@@ -6,7 +6,10 @@ mod reports;
 use agent::fresh::wishes;
 use agent::uplink::{Trust, UplinkConfig, uplink};
 use aggregator::{SharedFleet, fleet::Fleet, http, ingest::Ingest, inspect::Inspector};
+use model::capture::Reading;
+use model::conntrack::{ConntrackReading, Meter, Sample};
 use model::name::NodeName;
+use model::time::Mono;
 use std::net::SocketAddr;
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
@@ -115,6 +118,31 @@ async fn what_an_agent_reports_is_what_curl_reads() {
     send.send(Some(Arc::new(again))).unwrap();
     until(at, "/nodes/n17", "\"pass\": 8").await;
 
+    // Another reading of connection tracking comes with a heartbeat as well, and the next leaves it.
+    let looked = |pass: u64, entries| {
+        let mut report = reports::drifted("n17");
+        report.pass = pass;
+        report.at.0 += pass * 1000;
+        let sample = Sample {
+            entries,
+            limit: 1_000,
+            ..Sample::default()
+        };
+        report.conntrack = Some(Arc::new(ConntrackReading {
+            at: report.at,
+            reading: Reading::Read(Meter::default().take(Mono(0), sample)),
+        }));
+        Some(Arc::new(report))
+    };
+    send.send(looked(9, 421)).unwrap();
+    until(at, "/conntrack", "\"entries\": 421").await;
+    send.send(looked(10, 422)).unwrap();
+    until(at, "/nodes/n17/conntrack", "\"entries\": 422").await;
+    let series = "vipwitness_conntrack_entries{node=\"n17\"} 422";
+    until(at, "/metrics", series).await;
+    let (_, text) = get(at, "/conntrack", "text/plain").await;
+    assert!(text.contains("n17   42.2 %"), "{text}");
+
     // Healed: the finding clears by itself.
     send.send(Some(Arc::new(reports::named(
         "n17",
@@ -131,6 +159,8 @@ async fn what_an_agent_reports_is_what_curl_reads() {
     for (path, status, says) in [
         ("/nodez", 404, "/nodes/{node}/svc/{name}"),
         ("/nodes/n18", 404, "/nodes/n17"),
+        ("/nodes/n18/conntrack", 404, "/nodes/n17"),
+        ("/conntrack?limit=0", 400, "1 to 500"),
         ("/nodes/n17/svc/shop/wbe", 404, "/nodes/n17/svc/shop/web"),
         ("/svc/shop/wbe", 404, "/svc/shop/web"),
         ("/drift?knd=x", 400, "\"kind\""),

@@ -26,6 +26,8 @@ pub struct NodeView {
     pub coverage: Option<Judged>,
     /// What could not be read.
     pub gap_list: Vec<Gap>,
+    /// One sentence about its table of connections; `/nodes/{node}/conntrack` says more.
+    pub conntrack: String,
     /// All findings, of which [`Self::findings`] shows the worst.
     pub findings_total: usize,
     /// The worst findings.
@@ -84,6 +86,7 @@ pub fn node(fleet: &Fleet, name: &str, now: Now) -> Result<NodeView, NotFound> {
         datapaths: report.map_or(Vec::new(), |r| r.datapaths.clone()),
         coverage: report.map(|r| r.judged.clone()),
         gap_list: report.map_or(Vec::new(), |r| r.gaps.clone()),
+        conntrack: super::conntrack::reading(said).2,
         findings_total: report.map_or(0, |r| r.findings.len()),
         findings: report.map_or(Vec::new(), |r| shown(&r.findings)),
         converging_total: report.map_or(0, |r| r.converging.len()),
@@ -126,6 +129,7 @@ impl View for NodeView {
         for g in &self.gap_list {
             out += &format!("gap       {}: {}\n", clean(&g.what), clean(&g.why));
         }
+        out += &format!("conntrack {}\n", clean(&self.conntrack));
         for (title, total, list) in [
             ("Findings", self.findings_total, &self.findings),
             (

@@ -106,6 +106,8 @@ pub struct NodeLine {
     pub not_comparable: u64,
     /// Things that could not be read.
     pub gaps: u64,
+    /// Percent of the limit of its table of connections; null: not known, or there is no limit.
+    pub conntrack_full_percent: Option<f64>,
     /// How old all this is.
     pub data: Data,
     /// The agent's version.
@@ -137,6 +139,7 @@ impl NodeLine {
             unknown: report.map_or(0, |r| r.judged.unknown),
             not_comparable: report.map_or(0, |r| r.judged.not_comparable),
             gaps: report.map_or(0, |r| r.gaps.len() as u64),
+            conntrack_full_percent: conntrack_fill(member).map(|fill| fill * 100.0),
             data: Data::of(member, now),
             agent_version: member.agent_version.clone(),
         }
@@ -153,6 +156,11 @@ impl NodeLine {
             self.node.clone(),
         )
     }
+}
+
+fn conntrack_fill(member: &Member) -> Option<f64> {
+    let conntrack = member.said.as_ref()?.conntrack.as_ref()?;
+    conntrack.reading.read()?.fill()
 }
 
 /// Every node, worst first.
@@ -205,6 +213,7 @@ impl View for NodesView {
                 "JUDGED",
                 "UNKNOWN",
                 "CONVERGING",
+                "CONNTRACK",
                 "FINDINGS",
             ]
             .map(String::from)
@@ -228,6 +237,8 @@ impl View for NodesView {
                 thousands(n.judged),
                 thousands(n.unknown),
                 thousands(n.converging),
+                n.conntrack_full_percent
+                    .map_or("-".into(), |p| format!("{p:.0} %")),
                 if findings.is_empty() {
                     "-".into()
                 } else {
