@@ -163,7 +163,7 @@ fn one_node_is_explained() {
     let text = lossy.text();
     assert!(
         text.starts_with(
-            "lossy: 100 % full (261,000 of 262,144); 1,203 packets dropped in the last 5 min 0 s that \
+            "lossy: 99.6 % full (261,000 of 262,144); 1,203 packets dropped in the last 5 min 0 s that \
              no lost race explains; the table is or was full\nread 2.5 s ago; agent connected\n"
         ),
         "{text}"
