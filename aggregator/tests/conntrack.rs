@@ -123,15 +123,15 @@ fn the_worst_comes_first() {
         "\
 losing packets: lossy; filling up: soon, later; 3 nodes not read
 
-NODE     FULL    ENTRIES  LIMIT    FULL IN       DROPS  AGE    POINTS AT
-lossy    99.6 %  261,000  262,144  -             1,203  2.5 s  drop, early_drop
-soon     80.1 %  210,000  262,144  11 min 40 s   0      2.5 s  -
-later    68.7 %  180,000  262,144  50 min 0 s    0      2.5 s  -
-half     50.0 %  131,072  262,144  -             0      2.5 s  -
-calm     0.8 %   2,000    262,144  -             0      2.5 s  -
-none     -       -        -        -             -      2.5 s  the kernel has no connection tracking
-old      -       -        -        -             -      -      its agent says nothing of it
-refused  -       -        -        -             -      2.5 s  not read: needs CAP_NET_ADMIN\\u{1b}[2J
+NODE     FULL    ENTRIES  LIMIT    FULL IN      DROPS  AGE    POINTS AT
+lossy    99.6 %  261,000  262,144  -            1,203  2.5 s  drop, early_drop
+soon     80.1 %  210,000  262,144  11 min 40 s  0      2.5 s  -
+later    68.7 %  180,000  262,144  50 min 0 s   0      2.5 s  -
+half     50.0 %  131,072  262,144  -            0      2.5 s  -
+calm     0.8 %   2,000    262,144  -            0      2.5 s  -
+none     -       -        -        -            -      2.5 s  the kernel has no connection tracking
+old      -       -        -        -            -      -      its agent says nothing of it
+refused  -       -        -        -            -      2.5 s  not read: needs CAP_NET_ADMIN\\u{1b}[2J
 "
     );
     let page = conntrack::fleet(&fleet(), Page { from: 1, limit: 2 }, at(1));

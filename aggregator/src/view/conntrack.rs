@@ -192,7 +192,11 @@ impl View for FleetView {
             let age = l.age_seconds.map_or("-".into(), ago);
             rows.push(vec![
                 clean(&l.node),
-                l.full_percent.map_or("-".into(), |p| format!("{p:.1} %")),
+                l.full_percent.map_or("-".into(), |p| {
+                    // What is not full does not round up to it.
+                    let shown = if p < 100.0 { p.min(99.9) } else { p };
+                    format!("{shown:.1} %")
+                }),
                 number(l.entries.map(u64::from)),
                 number(l.limit.map(u64::from)),
                 l.full_in_seconds.map_or("-".into(), ago),

@@ -35,13 +35,13 @@ pub fn verdict(c: &Conntrack) -> String {
     format!("{use_}{when}{loses}")
 }
 
-/// `81 %`, `0.4 %`.
+/// `81 %`, `0.4 %`, `99.9 %`: what is not full does not round up to it.
 pub(super) fn percent(share: f64) -> String {
     let p = share * 100.0;
-    if p == 0.0 || p >= 10.0 {
+    if p == 0.0 || (10.0..=99.0).contains(&p) || p >= 100.0 {
         format!("{p:.0} %")
     } else {
-        format!("{p:.1} %")
+        format!("{:.1} %", p.min(99.9))
     }
 }
 

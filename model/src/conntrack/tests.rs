@@ -392,6 +392,11 @@ fn it_reads_well() {
         "81 % full (810 of 1,000); full in about 11 min 40 s (between 9 min 0 s and 20 min 0 s) if the \
          last 10 min 0 s go on"
     );
+    let shares = [0.0, 0.004, 0.5, 0.9956, 0.9999, 1.0].map(super::say::percent);
+    assert_eq!(
+        shares,
+        ["0 %", "0.4 %", "50 %", "99.6 %", "99.9 %", "100 %"]
+    );
     let text = conntrack_text(&c);
     assert!(text.contains("LOSS      drop: 1,203 packets"), "{text}");
     assert!(
