@@ -266,7 +266,9 @@ fn damage_that_can_be_seen_is_an_error_or_unknown() {
     let (mut same, mut unknown, mut refused, mut damaged) = (0, 0, 0, 0);
     with_seeds(2_000, |random, seed| {
         let asked = &all[seed as usize % all.len()];
-        let kind = [Damage::Cut, Damage::Missing, Damage::Twice][random.below(3)];
+        // A list that silently lacks an object is that of a kernel where it is gone: no reader can
+        // tell. The kernel's lists lack some only where positions move, which the other test does.
+        let kind = [Damage::Cut, Damage::Twice][random.below(2)];
         let faults = Faults {
             damage: [100, 400, 1_500][random.below(3)],
             kind,
@@ -346,7 +348,7 @@ fn heals(kernel: &Kernel, steady: &mut Steady) {
 fn any_bytes_are_no_panic_and_heal() {
     let all = recorded();
     let mut damaged = 0;
-    with_seeds(5_000, |random, seed| {
+    with_seeds(2_000, |random, seed| {
         let faults = Faults {
             damage: [20, 100, 400][random.below(3)],
             kind: Damage::Flipped,

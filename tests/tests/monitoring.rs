@@ -215,6 +215,10 @@ fn rules_ask_for_series_and_labels_that_the_aggregator_exports() {
             }
             for query in text.split("printf \"").skip(1) {
                 let query = query.split('"').next().unwrap_or_default();
+                // A number's format is no query.
+                if query.starts_with('%') {
+                    continue;
+                }
                 series.check(&query.replace("%q", "\"\"")).expect(name);
             }
         }

@@ -336,7 +336,7 @@ impl Steady {
     }
 
     fn read_marked(&mut self, marks: &mut Marks) -> Result<(), ReadError> {
-        let mut again = Marks::default();
+        // What has to be read once more is marked at once: an error may end this.
         let (mut new, mut gone) = (Messages::default(), Vec::new());
         for (place, _) in marks.chains.iter().filter(|(_, p)| p.definition) {
             let question = Question::Chain {
@@ -399,8 +399,13 @@ impl Steady {
             });
             match asked {
                 Ok(()) => self.mirror.rules(place, messages.iter(), &mut learnt),
-                Err(ReadError::Torn { .. }) => again.chain(place.clone(), BOTH),
-                Err(other) => return Err(other),
+                Err(ReadError::Torn { .. }) => self.marks.chain(place.clone(), BOTH),
+                Err(other) => {
+                    for place in learnt {
+                        self.marks.set(place, CONTENT);
+                    }
+                    return Err(other);
+                }
             }
             parts.content = false;
         }
@@ -411,17 +416,11 @@ impl Steady {
         for (place, parts) in contents.filter(|(place, _)| ip_family(place.family)) {
             let wanted = self.mirror.has_elements(place);
             if !self.elements(place, wanted)? {
-                again.set(place.clone(), BOTH);
+                self.marks.set(place.clone(), BOTH);
             }
             parts.content = false;
         }
         marks.clear();
-        for (place, parts) in again.chains {
-            marks.chain(place, parts);
-        }
-        for (place, parts) in again.sets {
-            marks.set(place, parts);
-        }
         Ok(())
     }
 }

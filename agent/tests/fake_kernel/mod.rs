@@ -53,8 +53,6 @@ pub enum Damage {
     /// A message ends within an attribute.
     #[default]
     Cut,
-    /// One of a list (tables, chains, sets) is missing.
-    Missing,
     /// One of a list comes twice.
     Twice,
     /// A byte is another one.
@@ -365,10 +363,7 @@ impl Fake {
             Question::Tables | Question::Chains | Question::Sets
         );
         match self.faults.kind {
-            // A list of tables that lacks one is that of a kernel where it is gone.
-            Damage::Missing if matches!(question, Question::Tables) => return each(&message),
-            Damage::Missing | Damage::Twice if !in_list => return each(&message),
-            Damage::Missing => {}
+            Damage::Twice if !in_list => return each(&message),
             Damage::Twice => {
                 each(&message);
                 each(&message);
