@@ -27,6 +27,8 @@ pub(super) struct Marks {
     pub sets: BTreeMap<Place, Parts>,
     /// The last generation whose events were heard. `None`: none yet, or some were lost.
     pub heard: Option<u32>,
+    /// Some were lost: a transaction that has its number may still be under way.
+    pub lost: bool,
 }
 
 impl Marks {
@@ -39,6 +41,7 @@ impl Marks {
     pub fn clear(&mut self) {
         *self = Marks {
             heard: self.heard,
+            lost: self.lost,
             ..Marks::default()
         };
     }
@@ -52,6 +55,7 @@ impl Marks {
     /// Events were lost.
     pub fn lost(&mut self) {
         self.heard = None;
+        self.lost = true;
         self.everything();
     }
 
@@ -122,7 +126,10 @@ impl Marks {
                 self.everything();
                 self.heard = Some(now);
             }
-            _ => self.heard = Some(now),
+            _ => {
+                self.heard = Some(now);
+                self.lost = false;
+            }
         }
     }
 

@@ -87,7 +87,7 @@ impl Steady {
     /// Over anything that answers and tells.
     pub fn of(answers: Box<dyn Answers + Send>, events: Box<dyn Hears + Send>) -> Steady {
         let mut marks = Marks::default();
-        marks.lost();
+        marks.everything();
         Steady {
             answers,
             events,
@@ -443,7 +443,7 @@ fn hear_until(events: &mut dyn Hears, marks: &mut Marks, generation: u32) -> Res
             Ok(Heard::Lost) => marks.lost(),
             Err(error) => return Err(ReadError::Failed(error)),
         }
-        if marks.all && marks.heard.is_none() {
+        if marks.all && marks.heard.is_none() && !marks.lost {
             // What follows is read after this, and later events count from here.
             marks.heard = Some(generation);
         }
@@ -452,9 +452,11 @@ fn hear_until(events: &mut dyn Hears, marks: &mut Marks, generation: u32) -> Res
         }
         let left = until.saturating_duration_since(Instant::now());
         if left.is_zero() {
-            // A generation without events is nothing that is known of; whatever it was is read.
+            // A generation without events is nothing that is known of, or its events were lost;
+            // whatever it was is read.
             marks.everything();
             marks.heard = Some(generation);
+            marks.lost = false;
             return Ok(());
         }
         events.wait(left);

@@ -161,6 +161,10 @@ impl Mirror {
 
     /// What was noted about an object when it was read earlier says nothing of it as it is read now.
     fn forget_notes_of(&mut self, place: &Place, about: fn(&Unknown) -> bool) {
+        // Notes about messages of which not even the table could be read belong to no object.
+        if place.table.is_empty() {
+            return;
+        }
         let family = family(&[place.family]);
         let (table, name) = (
             self.decoder.names.get(&place.table),
