@@ -84,7 +84,7 @@ fn story(fake: &Fake) -> String {
 
 #[test]
 fn what_is_read_is_what_was_there() {
-    // Of the first 10,000 seeds one (4393) is not explained yet.
+    // Seed 4393 is the first that fails, and is not explained yet.
     let all = recorded();
     let (mut right, mut refused, mut after_faults, mut moved) = (0, 0, 0, 0);
     let (mut transactions, mut failed) = (0, 0);
@@ -95,8 +95,8 @@ fn what_is_read_is_what_was_there() {
             overflows: some(random, &[0, 3, 10]),
             deaf: some(random, &[0, 0, 30]),
             writes: some(random, &[0, 10, 40, 150, 500]),
-            // Tables whose owner ends while a transaction is under way are still mixed up in a
-            // few of 10,000 seeds (300 here: seed 7585): such a reading is right again at the next.
+            // Tables whose owner ends while a transaction is under way are still mixed up (300
+            // here: seed 7585).
             vanishes: 0,
             ..Faults::default()
         };
@@ -265,7 +265,7 @@ fn claims_another(seen: Option<&Option<Forwarding>>, truth: Option<&Option<Forwa
 
 #[test]
 fn damage_that_can_be_seen_is_an_error_or_unknown() {
-    // Seed 680, a third reading, is not explained yet.
+    // Seed 680, a third reading, is the first that fails, and is not explained yet.
     let all = ["nftables.bundle", "iptables-nft.bundle"].map(Asked::of);
     let (mut same, mut unknown, mut refused, mut damaged) = (0, 0, 0, 0);
     with_seeds(500, |random, seed| {
