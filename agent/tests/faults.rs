@@ -27,7 +27,7 @@ use model::desired::{desired, frontends};
 use model::name::ServicePortName;
 use model::table::{Action, Affinity, Forwarding, Key, Masquerade};
 use model::view::{ClusterView, NodeView};
-use seeded::{Random, bundle, file, seeds, with_seeds};
+use seeded::{Random, bundle, file, seeds, with_seeds, with_seeds_and};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Without what says nothing: the order of chains and tables, and of elements in a hash.
@@ -84,20 +84,20 @@ fn story(fake: &Fake) -> String {
 
 #[test]
 fn what_is_read_is_what_was_there() {
-    // Seed 4393 is the first that fails, and is not explained yet.
     let all = recorded();
     let (mut right, mut refused, mut after_faults, mut moved) = (0, 0, 0, 0);
     let (mut transactions, mut failed) = (0, 0);
-    with_seeds(600, |random, seed| {
+    // Rules came twice beside a writer that had no number yet; events were lost while the list of
+    // tables was read again, and that was forgotten.
+    let known = [141, 1_068, 3_663, 5_701];
+    with_seeds_and(&known, 2_000, |random, seed| {
         let some = |random: &mut Random, all: &[usize]| all[random.below(all.len())];
         let faults = Faults {
             errors: some(random, &[0, 0, 20, 60, 200]),
             overflows: some(random, &[0, 3, 10]),
             deaf: some(random, &[0, 0, 30]),
             writes: some(random, &[0, 10, 40, 150, 500]),
-            // Tables whose owner ends while a transaction is under way are still mixed up (300
-            // here: seed 7585).
-            vanishes: 0,
+            vanishes: some(random, &[0, 0, 0, 300, 40]),
             ..Faults::default()
         };
         let content = &all[random.below(all.len())];
@@ -163,7 +163,7 @@ fn what_is_read_is_what_was_there() {
         "{right} readings right, {moved} of them of something new, {after_faults} after faults; \
          {refused} refused; {transactions} transactions, {failed} faults"
     );
-    let n = seeds(600);
+    let n = seeds(2_000);
     assert!(right > n && after_faults > n / 4 && moved > n / 8 && refused > n / 10);
 }
 
@@ -265,9 +265,9 @@ fn claims_another(seen: Option<&Option<Forwarding>>, truth: Option<&Option<Forwa
 
 #[test]
 fn damage_that_can_be_seen_is_an_error_or_unknown() {
-    // Seed 680, a third reading, is the first that fails, and is not explained yet.
     let all = ["nftables.bundle", "iptables-nft.bundle"].map(Asked::of);
     let (mut same, mut unknown, mut refused, mut damaged) = (0, 0, 0, 0);
+    // Seed 680, a third reading, is the first that fails, and is not explained yet.
     with_seeds(500, |random, seed| {
         let asked = &all[seed as usize % all.len()];
         // A list that silently lacks an object is that of a kernel where it is gone: no reader can

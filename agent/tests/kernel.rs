@@ -184,7 +184,7 @@ fn a_reading_is_never_of_two_generations() {
         let writer = Ended::shell(&script, &[("D", &folder)]);
         let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
         let (mut whole, mut torn) = (0, 0);
-        while whole < 20 && std::time::Instant::now() < deadline {
+        while whole < 200 && std::time::Instant::now() < deadline {
             let capture = match nf_tables::read() {
                 Ok(capture) => capture,
                 Err(nf_tables::ReadError::Torn { .. }) => {

@@ -104,16 +104,16 @@ impl Events {
         }
     }
 
-    /// Waits until something can be heard, or `longest` has passed.
-    pub fn wait(&self, longest: Duration) {
+    /// Waits until something can be heard; false when `longest` has passed without.
+    pub fn wait(&self, longest: Duration) -> bool {
         let mut poll = libc::pollfd {
             fd: self.socket.as_raw_fd(),
             events: libc::POLLIN,
             revents: 0,
         };
         let ms = i32::try_from(longest.as_millis()).unwrap_or(i32::MAX);
-        // SAFETY: one live pollfd. Whatever it says, `hear` finds out.
-        unsafe { libc::poll(&raw mut poll, 1, ms) };
+        // SAFETY: one live pollfd. An interrupted wait, or one that fails, is for `hear` to find out.
+        unsafe { libc::poll(&raw mut poll, 1, ms) != 0 }
     }
 }
 

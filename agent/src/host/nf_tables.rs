@@ -3,7 +3,7 @@
 
 use super::events::{Events, Heard};
 use super::netlink::{Family, Netlink, NetlinkError, Question};
-use crate::netfilter::nftables::attributes::{Attributes, be16, be32, c_string};
+use crate::netfilter::nftables::attributes::{Attributes, be16, be32, be64, c_string};
 use crate::netfilter::nftables::capture::{Capture, Messages};
 use std::collections::HashSet;
 use std::time::Duration;
@@ -13,6 +13,8 @@ use std::time::Duration;
 const RULES_IN_ONE_DUMP: u64 = 25_000;
 /// Attempts to read without a change in between.
 const TRIES: u32 = 5;
+/// `NFNL_SUBSYS_NFTABLES` and `NFT_MSG_NEWGEN` (linux/netfilter/nf_tables.h).
+const NEW_GENERATION: u16 = 10 << 8 | 15;
 /// `NFT_SET_EVAL`: filled by packets.
 const SET_DYNAMIC: u32 = 0x20;
 
@@ -62,22 +64,70 @@ pub enum ReadError {
 /// Reads nf_tables of this thread's network namespace. Blocks for as long as the kernel takes
 /// (about a second for 100,000 rules).
 ///
-/// The number of a generation is there a moment before its rules are (`nf_tables_commit`), and a
-/// writer may lose its turn in between: a reading during which a transaction is told of is torn, even
-/// if its number was the same before and after.
+/// The number of a generation is there a moment before its rules are, and they a moment before its
+/// events (`nf_tables_commit`); a writer may lose its turn in between. So a reading is torn, even if
+/// its number was the same before and after, where a transaction up to that number is told of after
+/// its beginning. What is told of later numbers was not there yet; where it moved what was, something
+/// was given twice, and the reading is torn, too.
 pub fn read() -> Result<Capture, ReadError> {
     let mut answers = open()?;
     let mut events = Events::open().map_err(refused)?;
     attempts(|| {
         events.hear(|_, _| {}).map_err(ReadError::Failed)?;
         let capture = read_once(&mut answers)?;
-        let mut quiet = true;
-        let heard = events.hear(|_, _| quiet = false);
+        wait_for_writer()?;
+        let mut told = Told::after(capture.generation.unwrap_or(0));
+        let heard = events.hear(|kind, message| told.note(kind, message));
         match heard.map_err(ReadError::Failed)? {
-            Heard::All if quiet => Ok(capture),
+            Heard::All if !told.tears() => Ok(capture),
             _ => Err(ReadError::Torn { tries: 1 }),
         }
     })
+}
+
+/// Returns when every transaction that has its number has been told of.
+///
+/// A socket that is closed takes nf_tables' lock for a moment, to look for tables that it owns
+/// (`nft_rcv_nl_event`, since Linux 5.12). A writer holds that lock from its first message until its
+/// events are out. On older kernels this waits for nothing.
+fn wait_for_writer() -> Result<(), ReadError> {
+    open().map(drop)
+}
+
+/// What is told after a reading.
+struct Told {
+    /// The number that was read.
+    generation: u32,
+    /// A transaction up to that number was told of.
+    within: bool,
+    /// Objects of a transaction were told of, and not its number yet.
+    unfinished: bool,
+}
+
+impl Told {
+    fn after(generation: u32) -> Told {
+        Told {
+            generation,
+            within: false,
+            unfinished: false,
+        }
+    }
+
+    /// Takes note of one event: the type of a netlink message, and the message.
+    fn note(&mut self, kind: u16, message: &[u8]) {
+        // NFT_MSG_NEWGEN: NFTA_GEN_ID
+        self.unfinished = kind != NEW_GENERATION;
+        if kind == NEW_GENERATION {
+            // The number wraps around.
+            self.within |= be32(find(message, 1))
+                .is_none_or(|number| self.generation.wrapping_sub(number).cast_signed() >= 0);
+        }
+    }
+
+    /// May what was read be of two generations?
+    fn tears(&self) -> bool {
+        self.within || self.unfinished
+    }
 }
 
 /// A socket for the questions.
@@ -199,7 +249,7 @@ fn read_once(netlink: &mut dyn Answers) -> Result<Capture, ReadError> {
 
     for (family, table) in tables.iter().filter(|(family, _)| ip_family(*family)) {
         for question in rule_questions(*family, table, &chains) {
-            ask(netlink, &question, stamp, |message| {
+            rules(netlink, &question, stamp, |message| {
                 capture.rules.push(message)
             })?;
         }
@@ -215,6 +265,11 @@ fn read_once(netlink: &mut dyn Answers) -> Result<Capture, ReadError> {
             .append(elements(netlink, &question, stamp)?);
     }
 
+    for list in [&capture.tables, &capture.chains, &capture.sets] {
+        if names_twice(list) {
+            return Err(ReadError::Torn { tries: 1 });
+        }
+    }
     // The stamp in each message is the generation's low 16 bits only.
     let (after, _) = generation(netlink)?;
     if after == before {
@@ -222,6 +277,45 @@ fn read_once(netlink: &mut dyn Answers) -> Result<Capture, ReadError> {
     } else {
         Err(ReadError::Torn { tries: 1 })
     }
+}
+
+/// Rules of a table or a chain, each once; those before an error are given, too.
+///
+/// A dump goes on in each datagram from the position that it had come to, and counts what a writer
+/// has added and not committed yet, though it does not show it (`__nf_tables_dump_rules`): one that
+/// is caught by that gives some rules twice, of chains that need not be the writer's, and no number
+/// and no event tells. A commit takes nothing out before it has its number. What a writer gives up,
+/// is taken out again without a number: a dump that is caught by that misses rules.
+///
+/// # Errors
+/// As [`ask`]; [`ReadError::Torn`] also where a rule came twice.
+pub(crate) fn rules(
+    netlink: &mut dyn Answers,
+    question: &Question<'_>,
+    stamp: Option<u16>,
+    mut each: impl FnMut(&[u8]),
+) -> Result<(), ReadError> {
+    let mut seen = HashSet::new();
+    let mut twice = false;
+    ask(netlink, question, stamp, |message| {
+        // NFTA_RULE_HANDLE, one for each rule of a table
+        twice |= be64(find(message, 3)).is_some_and(|handle| !seen.insert(handle));
+        each(message);
+    })?;
+    if twice {
+        return Err(ReadError::Torn { tries: 1 });
+    }
+    Ok(())
+}
+
+/// Does a list of tables, chains or sets have one of them twice? It does where a writer adds some
+/// while it is dumped, as with [`rules`].
+pub(crate) fn names_twice(list: &Messages) -> bool {
+    let mut seen = HashSet::new();
+    // NFTA_TABLE_NAME; NFTA_CHAIN_TABLE and _NAME, whose _HANDLE is in between; NFTA_SET_TABLE and
+    // _NAME, with a number behind.
+    list.iter()
+        .any(|m| !seen.insert((m.first(), find(m, 1), find(m, 2), find(m, 3))))
 }
 
 /// A set's content, each element once.
@@ -356,4 +450,35 @@ pub(crate) fn named(message: &[u8], wanted: u16) -> Vec<u8> {
 
 fn number(message: &[u8], wanted: u16) -> u32 {
     be32(find(message, wanted)).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_transaction_up_to_the_number_tears() {
+        let number = |n: u32| {
+            let [a, b, c, d] = n.to_be_bytes();
+            (NEW_GENERATION, vec![0, 0, 0, 0, 8, 0, 1, 0, a, b, c, d])
+        };
+        // NFT_MSG_NEWRULE
+        let rule = || (10 << 8 | 6, vec![2, 0, 0, 0]);
+        let tears = |generation: u32, told: &[(u16, Vec<u8>)]| {
+            let mut after = Told::after(generation);
+            told.iter().for_each(|(kind, m)| after.note(*kind, m));
+            after.tears()
+        };
+        assert!(!tears(7, &[]));
+        assert!(tears(7, &[rule(), number(7)]));
+        assert!(tears(7, &[rule(), number(7), rule(), number(8)]));
+        // It had no number yet when the last of what was read was there.
+        assert!(!tears(7, &[rule(), number(8), number(9)]));
+        assert!(!tears(u32::MAX, &[rule(), number(1)]));
+        assert!(tears(1, &[rule(), number(u32::MAX)]));
+        // Of which number it is told is not known.
+        assert!(tears(7, &[rule()]));
+        assert!(tears(7, &[number(8), rule()]));
+        assert!(tears(7, &[(NEW_GENERATION, vec![0, 0, 0, 0])]));
+    }
 }

@@ -11,6 +11,8 @@
 //! earlier event to hold on to: if a transaction is at work just then, the reading after it sees it
 //! whole, and no finding comes from one reading.
 //!
+//! Before it has its number, a transaction moves positions: see `nf_tables::rules`.
+//!
 //! Events are heard in both of kube-proxy's modes. In iptables mode each of its syncs rewrites chains
 //! that all Services share (8 MB of events among 5,000 Services), which is still a tenth of what a
 //! whole reading costs; where more comes than the socket holds, everything is read, as without it.
@@ -44,7 +46,7 @@ pub trait Hears {
     fn hear(&mut self, each: &mut dyn FnMut(u16, &[u8])) -> Result<Heard, NetlinkError>;
 
     /// As [`Events::wait`].
-    fn wait(&mut self, longest: Duration);
+    fn wait(&mut self, longest: Duration) -> bool;
 }
 
 impl Hears for Events {
@@ -52,8 +54,8 @@ impl Hears for Events {
         Events::hear(self, each)
     }
 
-    fn wait(&mut self, longest: Duration) {
-        Events::wait(self, longest);
+    fn wait(&mut self, longest: Duration) -> bool {
+        Events::wait(self, longest)
     }
 }
 
@@ -192,6 +194,7 @@ impl Steady {
             self.marks = marks;
         } else {
             self.marks.heard = marks.heard;
+            self.marks.lost = marks.lost;
         }
         read.map(|_| ())
     }
@@ -268,7 +271,7 @@ impl Steady {
             Some(_) => None,
             None => Some(settle(&mut *self.answers, &mut *self.events, marks)?),
         };
-        let read = nf_tables::ask(&mut *self.answers, question, None, |message| {
+        let read = nf_tables::rules(&mut *self.answers, question, None, |message| {
             mirror.rule(message, &mut state);
         });
         let same = match (&read, before) {
@@ -321,6 +324,10 @@ impl Steady {
         if self.marks.tables {
             // A chain of a table that is not known would be thrown away.
             self.tables()?;
+            if self.marks.all {
+                // Events were lost meanwhile: what is marked is no longer all that changed.
+                return self.everything();
+            }
         }
         let mut marks = std::mem::take(&mut self.marks);
         self.marks.heard = marks.heard;
@@ -394,7 +401,7 @@ impl Steady {
                 chain: Some(&place.name),
             };
             let mut messages = Messages::default();
-            let asked = nf_tables::ask(&mut *self.answers, &question, None, |message| {
+            let asked = nf_tables::rules(&mut *self.answers, &question, None, |message| {
                 messages.push(message);
             });
             match asked {
@@ -437,6 +444,7 @@ const BOTH: Parts = Parts {
 /// Hears everything up to a generation.
 fn hear_until(events: &mut dyn Hears, marks: &mut Marks, generation: u32) -> Result<(), ReadError> {
     let until = Instant::now() + EVENTS_FOLLOW;
+    let mut over = false;
     loop {
         match events.hear(&mut |kind, message| marks.note(kind, message)) {
             Ok(Heard::All) => {}
@@ -450,8 +458,7 @@ fn hear_until(events: &mut dyn Hears, marks: &mut Marks, generation: u32) -> Res
         if marks.has_heard(generation) {
             return Ok(());
         }
-        let left = until.saturating_duration_since(Instant::now());
-        if left.is_zero() {
+        if over {
             // A generation without events is nothing that is known of, or its events were lost;
             // whatever it was is read.
             marks.everything();
@@ -459,7 +466,8 @@ fn hear_until(events: &mut dyn Hears, marks: &mut Marks, generation: u32) -> Res
             marks.lost = false;
             return Ok(());
         }
-        events.wait(left);
+        let left = until.saturating_duration_since(Instant::now());
+        over = left.is_zero() || !events.wait(left);
     }
 }
 
@@ -489,7 +497,9 @@ fn list(
         let before = settle(answers, events, marks)?;
         let mut messages = Messages::default();
         match nf_tables::ask(answers, question, None, |m| messages.push(m)) {
-            Ok(()) if generation(answers)?.0 == before => return Ok(messages),
+            Ok(()) if generation(answers)?.0 == before && !nf_tables::names_twice(&messages) => {
+                return Ok(messages);
+            }
             Ok(()) | Err(ReadError::Torn { .. }) => {}
             Err(other) => return Err(other),
         }

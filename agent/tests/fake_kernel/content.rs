@@ -3,9 +3,12 @@
 use agent::host::netlink::Question;
 use agent::netfilter::nftables::attributes::{Attributes, c_string};
 use agent::netfilter::nftables::capture::Capture;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 pub(super) type Message = Arc<[u8]>;
+/// How many rules of a chain are not shown: by family, table and chain.
+pub(super) type Hidden = BTreeMap<(u8, Vec<u8>, Vec<u8>), usize>;
 
 #[derive(Clone)]
 pub(super) struct Chain {
@@ -35,6 +38,11 @@ pub(super) struct Table {
 #[derive(Clone, Default)]
 pub struct Content {
     pub(super) tables: Vec<Arc<Table>>,
+}
+
+/// Family, table and chain of a rule.
+pub(super) fn chain_of(rule: &[u8]) -> (u8, Vec<u8>, Vec<u8>) {
+    (rule[0], named(rule, 1), named(rule, 2))
 }
 
 /// The first attribute of a kind.
@@ -157,8 +165,36 @@ impl Content {
             .map(|t| &**t)
     }
 
-    /// What a dump gives from a position on.
-    pub(super) fn dumped(&self, question: &Question<'_>, from: usize) -> Option<Message> {
+    /// What a dump gives at a position; nothing for a rule that is not shown, but has its place
+    /// (`__nf_tables_dump_rules`).
+    pub(super) fn dumped(
+        &self,
+        question: &Question<'_>,
+        from: usize,
+        hidden: &Hidden,
+    ) -> Option<Option<Message>> {
+        if let Question::Rules {
+            family,
+            table,
+            chain,
+        } = *question
+        {
+            let found = self.table(family, table)?;
+            let wanted = found
+                .chains
+                .iter()
+                .filter(|c| chain.is_none_or(|name| c.name == name));
+            let mut all = wanted.flat_map(|c| {
+                let key = (family, table.to_vec(), c.name.clone());
+                let unseen = hidden.get(&key).copied().unwrap_or(0);
+                std::iter::repeat_n(None, unseen).chain(c.rules.iter().cloned().map(Some))
+            });
+            return all.nth(from);
+        }
+        self.shown(question, from).map(Some)
+    }
+
+    fn shown(&self, question: &Question<'_>, from: usize) -> Option<Message> {
         let tables = self.tables.iter();
         match *question {
             Question::Tables => tables.map(|t| &t.message).nth(from).cloned(),
@@ -169,18 +205,6 @@ impl Content {
             Question::Sets => {
                 let mut all = tables.flat_map(|t| &t.sets).map(|s| &s.message);
                 all.nth(from).cloned()
-            }
-            Question::Rules {
-                family,
-                table,
-                chain,
-            } => {
-                let chains = self
-                    .table(family, table)
-                    .into_iter()
-                    .flat_map(|t| &t.chains);
-                let wanted = chains.filter(|c| chain.is_none_or(|name| c.name == name));
-                wanted.flat_map(|c| &c.rules).nth(from).cloned()
             }
             Question::Elements { family, table, set } => {
                 let table = self.table(family, table)?;

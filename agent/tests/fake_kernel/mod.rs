@@ -2,8 +2,9 @@
 //! told to. Everything follows from one seed.
 //!
 //! What it copies of the real one (`net/netfilter/nf_tables_api.c`):
-//! - A transaction has three steps: its number is there first, then what it changed, then the events,
-//!   objects before the number. Anything may be asked between them.
+//! - A transaction has four steps: rules that it adds take their place and are not shown, its number is
+//!   there, then what it changed, then the events, objects before the number. Anything may be asked
+//!   between them. None is given up.
 //! - A dump goes on by position in each datagram, over what is there then. That its number is another
 //!   than at its beginning is told at its end (`NLM_F_DUMP_INTR`); what changed under one number is not.
 //! - A chain or a set that is used cannot be deleted: what uses it goes in the same transaction.
@@ -20,7 +21,7 @@ use agent::host::nf_tables::Answers;
 use agent::kernel::steady::Hears;
 use changes::told;
 pub use content::Content;
-use content::{Message, attribute};
+use content::{Hidden, Message, attribute, chain_of};
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
@@ -61,6 +62,8 @@ pub enum Damage {
 
 enum Writing {
     Nothing,
+    /// What it adds is in its place, and not shown.
+    Prepared(Content, Vec<Event>, Hidden),
     /// Its number is there.
     Counted(Content, Vec<Event>),
     /// What it changed, too.
@@ -79,7 +82,7 @@ pub struct Fake {
     handles: u64,
     queue: VecDeque<Event>,
     overflowed: bool,
-    /// The reader has nothing to hold on to: its first reading, or events were lost.
+    /// The reader has nothing to hold on to yet: its first reading.
     blind: bool,
     /// Each content that ever was, with its number.
     pub truths: Vec<(u32, Content)>,
@@ -143,9 +146,14 @@ impl Hears for Kernel {
         self.lock().tell(each)
     }
 
-    fn wait(&mut self, _: Duration) {
-        // The writer is at work on what is waited for.
-        self.lock().finish();
+    fn wait(&mut self, _: Duration) -> bool {
+        // The writer is at work on what is waited for, and it may have more to do.
+        let mut fake = self.lock();
+        fake.finish();
+        for _ in 0..fake.random.below(4) {
+            fake.moment();
+        }
+        !fake.queue.is_empty() || fake.overflowed
     }
 }
 
@@ -176,15 +184,23 @@ impl Fake {
         for _ in 0..1 + self.random.below(3) {
             self.change(&mut content, &mut events);
         }
-        // 0 is none (`nft_base_seq_inc`).
-        self.number = self.number.wrapping_add(1).max(1);
-        self.log.push(format!("{} counted", self.number));
-        self.writing = Writing::Counted(content, events);
+        let mut hidden = Hidden::new();
+        for (_, rule) in events.iter().filter(|(kind, _)| *kind == told::NEW_RULE) {
+            *hidden.entry(chain_of(rule)).or_default() += 1;
+        }
+        self.log.push("prepared".into());
+        self.writing = Writing::Prepared(content, events, hidden);
     }
 
     fn go_on(&mut self) {
         match std::mem::replace(&mut self.writing, Writing::Nothing) {
             Writing::Nothing => {}
+            Writing::Prepared(content, events, _) => {
+                // 0 is none (`nf_tables_commit`).
+                self.number = self.number.wrapping_add(1).max(1);
+                self.log.push(format!("{} counted", self.number));
+                self.writing = Writing::Counted(content, events);
+            }
             Writing::Counted(content, events) => {
                 self.content = content;
                 self.truths.push((self.number, self.content.clone()));
@@ -201,7 +217,6 @@ impl Fake {
                     self.log.push(format!("{} does not fit", self.number));
                     events.truncate(self.random.below(events.len()));
                     self.overflowed = true;
-                    self.blind = true;
                 }
                 self.log.push(format!("{} told", self.number));
                 let mark = |(kind, message)| (10 << 8 | kind, message);
@@ -320,7 +335,18 @@ impl Fake {
         let began = self.number;
         let mut interrupted = false;
         let mut given = 0;
-        while let Some(message) = self.content.dumped(question, given) {
+        let mut position = 0;
+        loop {
+            let none = Hidden::new();
+            let hidden = match &self.writing {
+                Writing::Prepared(_, _, hidden) => hidden,
+                _ => &none,
+            };
+            let Some(message) = self.content.dumped(question, position, hidden) else {
+                break;
+            };
+            position += 1;
+            let Some(message) = message else { continue };
             interrupted |= self.number != began;
             if !self.give(question, &message, each) {
                 return Err(NetlinkError::Interrupted);
@@ -395,7 +421,6 @@ impl Fake {
         if self.random.one_in(self.faults.deaf) {
             self.failed += 1;
             self.log.push("deaf".into());
-            self.blind = true;
             return Err(NetlinkError::System {
                 doing: "recv",
                 errno: libc::ENOMEM,

@@ -36,10 +36,16 @@ pub fn seeds(usual: u64) -> u64 {
 }
 
 /// Runs `test` for each seed, or for the one that `SEED` says; the seed of one that fails is told.
-pub fn with_seeds(usual: u64, mut test: impl FnMut(&mut Random, u64)) {
+pub fn with_seeds(usual: u64, test: impl FnMut(&mut Random, u64)) {
+    with_seeds_and(&[], usual, test);
+}
+
+/// As [`with_seeds`], after some that once failed.
+pub fn with_seeds_and(known: &[u64], usual: u64, mut test: impl FnMut(&mut Random, u64)) {
     let only: Option<u64> = std::env::var("SEED").ok().and_then(|s| s.parse().ok());
+    let known = if only.is_some() { &[] } else { known };
     let all = only.map_or(0..seeds(usual), |one| one..one + 1);
-    for seed in all {
+    for seed in known.iter().copied().chain(all) {
         let run = AssertUnwindSafe(|| test(&mut Random(seed), seed));
         if let Err(panic) = catch_unwind(run) {
             println!("seed {seed}");

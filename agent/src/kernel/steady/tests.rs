@@ -1,5 +1,6 @@
 use super::*;
 use crate::netfilter::nftables::capture::Capture;
+use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// What a recording may lack or tell while it is read.
@@ -21,6 +22,12 @@ struct Told {
     generation: u32,
     /// Events that nobody has heard yet: the type of a netlink message, and the message.
     events: Vec<(u16, Vec<u8>)>,
+    /// How hearing ends from now on, and whether a table is told of before; else all is heard.
+    ends: VecDeque<(bool, Result<Heard, NetlinkError>)>,
+    /// How often something was waited for in vain.
+    waits: usize,
+    /// How often the list of chains was asked for.
+    lists: usize,
 }
 
 impl Recorded {
@@ -62,6 +69,7 @@ impl Answers for Recorded {
             Question::Elements { .. } => &self.0.elements,
             other => panic!("{other:?}"),
         };
+        told.lists += usize::from(matches!(question, Question::Chains));
         let is_asked = |m: &[u8]| match *question {
             Question::Rules {
                 family,
@@ -116,10 +124,19 @@ impl Hears for Tells {
         for (kind, message) in told.events.drain(..) {
             each(kind, &message);
         }
-        Ok(Heard::All)
+        let (table, end) = told.ends.pop_front().unwrap_or((false, Ok(Heard::All)));
+        if table {
+            // NFT_MSG_NEWTABLE
+            each(10 << 8, &[2, 0, 0, 0]);
+        }
+        end
     }
 
-    fn wait(&mut self, _: Duration) {}
+    fn wait(&mut self, _: Duration) -> bool {
+        let mut told = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        told.waits += usize::from(told.events.is_empty());
+        !told.events.is_empty()
+    }
 }
 
 fn capture() -> Capture {
@@ -128,12 +145,17 @@ fn capture() -> Capture {
 }
 
 fn steady(meanwhile: While) -> Steady {
+    told(meanwhile).0
+}
+
+fn told(meanwhile: While) -> (Steady, Arc<Mutex<Told>>) {
     let told = Arc::new(Mutex::new(Told {
         generation: 7,
-        events: Vec::new(),
+        ..Told::default()
     }));
     let answers = Recorded(capture(), meanwhile, told.clone());
-    Steady::of(Box::new(answers), Box::new(Tells(told)))
+    let steady = Steady::of(Box::new(answers), Box::new(Tells(told.clone())));
+    (steady, told)
 }
 
 /// The recording, as it is decoded in one go.
@@ -167,4 +189,44 @@ fn what_does_not_fit_together_is_no_reading() {
 #[test]
 fn what_was_read_again_fits_together() {
     is_what_was_recorded(&steady(While::Growing).read().expect("whole").ruleset);
+}
+
+/// A table is told of, and while the list of tables is read again for it, events are lost: everything
+/// is read, not only what was told of.
+#[test]
+fn events_lost_within_a_reading_of_what_changed() {
+    let (mut steady, told) = told(While::Still);
+    let first = steady.read().expect("whole");
+    steady.take_back(first.ruleset);
+    let lists = {
+        let mut told = told.lock().expect("no thread panicked");
+        // As the list of tables is read, behind it, and as it is read again.
+        let ends = [
+            (false, Ok(Heard::All)),
+            (true, Ok(Heard::All)),
+            (false, Ok(Heard::Lost)),
+        ];
+        told.ends.extend(ends);
+        told.lists
+    };
+    is_what_was_recorded(&steady.read().expect("whole").ruleset);
+    assert_eq!(told.lock().expect("no thread panicked").lists, lists + 1);
+}
+
+/// Events are lost as everything is read, and then hearing fails: the next reading still waits for
+/// those of a transaction that may be under way.
+#[test]
+fn lost_events_are_waited_for_after_an_error() {
+    let (mut steady, told) = told(While::Still);
+    let ends = [
+        (false, Ok(Heard::All)),
+        (false, Ok(Heard::All)),
+        (false, Ok(Heard::Lost)),
+        (false, Err(NetlinkError::Protocol("deaf"))),
+    ];
+    told.lock().expect("no thread panicked").ends.extend(ends);
+    assert!(steady.read().is_err());
+    assert_eq!(told.lock().expect("no thread panicked").waits, 1);
+    is_what_was_recorded(&steady.read().expect("whole").ruleset);
+    assert_eq!(told.lock().expect("no thread panicked").waits, 2);
 }
