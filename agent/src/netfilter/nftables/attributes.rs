@@ -48,7 +48,11 @@ impl<'a> Iterator for Attributes<'a> {
             self.rest = &[];
             return None;
         };
-        self.rest = self.rest.get(align4(length)..).unwrap_or_default();
+        // The kernel pads every attribute, the last one too (`nla_put`): one whose padding is not
+        // there was followed by something.
+        let rest = self.rest.get(align4(length)..);
+        self.broken = rest.is_none();
+        self.rest = rest.unwrap_or_default();
         Some((kind, value))
     }
 }
@@ -99,5 +103,23 @@ pub fn text(bytes: &[u8]) -> Cow<'_, str> {
     match std::str::from_utf8(bytes) {
         Ok(text) => Cow::Borrowed(text),
         Err(_) => Cow::Owned(bytes.escape_ascii().to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Cut within the padding of an attribute, what followed it is missed and the attribute is whole.
+    #[test]
+    fn an_attribute_without_its_padding_is_the_end_of_something_longer() {
+        let message = [5, 0, 1, 0, 7, 0, 0, 0, 5, 0, 2, 0, 8, 0, 0, 0];
+        for end in 0..=message.len() {
+            let mut attributes = Attributes::new(&message[..end]);
+            let found = attributes.by_ref().count();
+            assert_eq!(found, usize::from(end >= 5) + usize::from(end >= 13));
+            assert_eq!(attributes.broken(), !end.is_multiple_of(8), "{end}");
+            assert_eq!(table(&message[..end]).is_none(), !end.is_multiple_of(8));
+        }
     }
 }

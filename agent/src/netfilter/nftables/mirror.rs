@@ -76,6 +76,9 @@ impl Mirror {
                 & 1
                 != 0;
             if let Some(at) = self.find(message, 1) {
+                if attributes_of(message).is_none() {
+                    self.decoder.nowhere(message, "table not understood");
+                }
                 changed |= self.decoder.tables[at].dormant != dormant;
                 self.decoder.tables[at].dormant = dormant;
                 continue;
@@ -369,5 +372,30 @@ fn number(family: TableFamily) -> u8 {
         TableFamily::Ip => 2,
         TableFamily::Ip6 => 10,
         TableFamily::Other(n) => n,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// `NFTA_TABLE_NAME`, `_HANDLE`, `_FLAGS`: the list is read in every reading, and a table that
+    /// is known already may be damaged in it behind what tells which table it is.
+    #[test]
+    fn a_known_table_that_is_damaged_is_torn() {
+        let table = [
+            &[2, 0, 0, 0][..],
+            &[6, 0, 1, 0, b't', 0, 0, 0],
+            &[12, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 1],
+            &[8, 0, 2, 0, 0, 0, 0, 1],
+        ]
+        .concat();
+        let mut mirror = Mirror::default();
+        assert!(mirror.tables([&table[..]].into_iter()));
+        assert!(mirror.decoder.tables[0].dormant && !mirror.is_torn());
+        assert!(!mirror.tables([&table[..]].into_iter()));
+        assert!(!mirror.is_torn());
+        mirror.tables([&table[..table.len() - 3]].into_iter());
+        assert!(mirror.is_torn());
     }
 }
