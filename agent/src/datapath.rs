@@ -4,16 +4,19 @@
 pub mod kube_proxy_iptables;
 pub mod kube_proxy_nftables;
 
+use crate::netfilter::changes::Changes;
 use crate::netfilter::ruleset::{Backend, Chain, HookPoint, Op, Ruleset, Table, Verdict};
-use crate::netfilter::walk::{self, Ask, Owner};
-use model::address::{Family, Frontend};
+use crate::netfilter::walk::{self, Ask, Owner, Rewalked};
+use model::address::{Family, Frontend, SourceClass};
 use model::capture::{Coverage, DatapathFound, DatapathState, Gap, Hook, Reading, Snapshot};
+use model::compare::Comparison;
+use model::desired::Updated;
 use model::finding::Evidence;
 use model::name::ServicePortName;
 use model::profile::{ProxyMode, ProxyProfile};
-use model::table::{Action, ForwardingTable};
+use model::table::{Action, ForwardingTable, Observed};
 use model::view::NodeView;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 /// What was found of a datapath: enough to say it is there, not that it is in charge.
@@ -68,6 +71,7 @@ fn name_absence(
     datapath: &dyn Datapath,
     desired: &BTreeMap<Frontend, Option<ServicePortName>>,
     node: &NodeView,
+    walked: &Rewalked,
 ) {
     for (family, table) in tables {
         let word = match family {
@@ -84,12 +88,12 @@ fn name_absence(
                 t.family.word() == word && *t.name == *place.table && t.chain(place.chain).is_some()
             })
         };
-        for ((frontend, _), observed) in &mut table.rows {
+        let name = |frontend: &Frontend, observed: &mut Observed| {
             if observed.forwarding.action != Action::None
                 || !observed.evidence.is_empty()
                 || !desired.contains_key(frontend)
             {
-                continue;
+                return;
             }
             let places = datapath.places(node.is_local(frontend.address()));
             observed.evidence = places
@@ -107,6 +111,22 @@ fn name_absence(
                     }
                 })
                 .collect();
+        };
+        match walked {
+            Rewalked::Whole => {
+                for ((frontend, _), observed) in &mut table.rows {
+                    name(frontend, observed);
+                }
+            }
+            Rewalked::Frontends(these) => {
+                for frontend in these {
+                    for source in SourceClass::ALL {
+                        if let Some(observed) = table.rows.get_mut(&(*frontend, source)) {
+                            name(frontend, observed);
+                        }
+                    }
+                }
+            }
         }
     }
 }
@@ -121,6 +141,10 @@ pub const ALL: [&dyn Datapath; 2] = [
 struct Nobody;
 
 impl Owner for Nobody {
+    fn name(&self) -> &'static str {
+        "nobody"
+    }
+
     fn owns(&self, _: &Table, _: &Chain) -> bool {
         false
     }
@@ -212,16 +236,154 @@ pub fn snapshot(
         Reading::Read(ruleset) => ruleset,
     };
     let datapath = in_charge(ruleset, profile);
-    let owner = owner(datapath);
-    let ask = Ask {
+    let ask = ask(datapath, desired, node, profile);
+    let tables = walk::walk(ruleset, &ask);
+    finish(tables, &Rewalked::Whole, ruleset, datapath, &ask, profile)
+}
+
+fn ask<'a>(
+    datapath: Option<&'static dyn Datapath>,
+    desired: &'a BTreeMap<Frontend, Option<ServicePortName>>,
+    node: &'a NodeView,
+    profile: &'a ProxyProfile,
+) -> Ask<'a> {
+    Ask {
         desired,
         node,
         detector: &profile.config.value.detector,
-        owner,
+        owner: owner(datapath),
+    }
+}
+
+/// The snapshot of one reading after the other, of which only what changed is walked.
+#[derive(Debug, Default)]
+pub struct Kept {
+    walk: walk::Kept,
+}
+
+impl Kept {
+    /// [`snapshot`], from the one before: `last`, whose reading had become this one by `changes`.
+    /// `again`: frontends that are to be walked in any case, those among them for which `desired` says
+    /// something else than it did; `None`: all.
+    pub fn snapshot(
+        &mut self,
+        last: Option<Snapshot>,
+        (reading, changes): (&Reading<Ruleset>, &Changes),
+        (desired, again): (
+            &BTreeMap<Frontend, Option<ServicePortName>>,
+            Option<&walk::Again>,
+        ),
+        node: &NodeView,
+        profile: &ProxyProfile,
+    ) -> (Snapshot, Rewalked) {
+        let Reading::Read(ruleset) = reading else {
+            *self = Kept::default();
+            return (snapshot(reading, desired, node, profile), Rewalked::Whole);
+        };
+        let ask = ask(in_charge(ruleset, profile), desired, node, profile);
+        let tables = last.map(|l| l.tables).unwrap_or_default();
+        self.parts(tables, (ruleset, changes), &ask, again, profile)
+    }
+
+    fn parts(
+        &mut self,
+        mut tables: BTreeMap<Family, Reading<ForwardingTable>>,
+        (ruleset, changes): (&Ruleset, &Changes),
+        ask: &Ask<'_>,
+        again: Option<&walk::Again>,
+        profile: &ProxyProfile,
+    ) -> (Snapshot, Rewalked) {
+        let (datapath, desired) = (in_charge(ruleset, profile), ask.desired);
+        // A family that is neither asked for nor programmed is not judged: see `finish`.
+        let judged = |family| {
+            desired.keys().any(|f| f.family() == family)
+                || datapath.is_some_and(|d| d.has_family(ruleset, family))
+        };
+        let rules = (ruleset, changes);
+        let walked = self.walk.walk(&mut tables, rules, ask, &judged, again);
+        let snapshot = finish(tables, &walked, ruleset, datapath, ask, profile);
+        (snapshot, walked)
+    }
+}
+
+/// What is walked again whatever changed in the kernel: what the API asks another thing of, and what
+/// differed, so that its proof is as fresh as the verdict. `None`: everything.
+pub fn again(updated: Updated, compared: Option<&Comparison>) -> Option<walk::Again> {
+    let Updated::Frontends(mut these) = updated else {
+        return None;
     };
-    let mut tables = walk::walk(ruleset, &ask);
+    let pairs = compared
+        .into_iter()
+        .flat_map(|c| c.pairs.values().flatten());
+    these.extend(pairs.map(|(frontend, _)| *frontend));
+    Some(these)
+}
+
+/// The frontends of which a row, desired or observed, may be another than before; `None`: any.
+pub fn touched(walked: Rewalked, again: Option<walk::Again>) -> Option<BTreeSet<Frontend>> {
+    match (walked, again) {
+        (Rewalked::Frontends(mut walked), Some(again)) => {
+            walked.extend(again);
+            Some(walked)
+        }
+        _ => None,
+    }
+}
+
+/// The first thing in which two snapshots differ, if they do. Handles of rules are not compared: see
+/// [`walk::Kept`].
+pub fn difference(one: &Snapshot, other: &Snapshot) -> Option<String> {
+    fn bare(evidence: &[Evidence]) -> Vec<Evidence> {
+        let bare = |e: &Evidence| Evidence {
+            handle: None,
+            ..e.clone()
+        };
+        evidence.iter().map(bare).collect()
+    }
+    let row = |o: &Observed| {
+        let (all, backends) = (bare(&o.evidence), bare(&o.backend_evidence));
+        (o.forwarding.clone(), o.decided_by, all, backends)
+    };
+    for family in Family::ALL {
+        let (Some(Reading::Read(a)), Some(Reading::Read(b))) =
+            (one.tables.get(&family), other.tables.get(&family))
+        else {
+            continue;
+        };
+        for key in a.rows.keys().chain(b.rows.keys()) {
+            let (a, b) = (a.rows.get(key).map(row), b.rows.get(key).map(row));
+            if a != b {
+                return Some(format!("{key:?}: {a:?}, not {b:?}"));
+            }
+        }
+    }
+    let rest = |s: &Snapshot| Snapshot {
+        tables: s
+            .tables
+            .iter()
+            .map(|(family, table)| match table {
+                Reading::Read(_) => (*family, Reading::Read(ForwardingTable::default())),
+                other => (*family, other.clone()),
+            })
+            .collect(),
+        ..s.clone()
+    };
+    let (one, other) = (rest(one), rest(other));
+    (one != other).then(|| format!("{one:?}, not {other:?}"))
+}
+
+/// What is to be said of a ruleset besides its rows.
+fn finish(
+    mut tables: BTreeMap<Family, Reading<ForwardingTable>>,
+    walked: &Rewalked,
+    ruleset: &Ruleset,
+    datapath: Option<&'static dyn Datapath>,
+    ask: &Ask<'_>,
+    profile: &ProxyProfile,
+) -> Snapshot {
+    let (desired, node) = (ask.desired, ask.node);
     if let Some(datapath) = datapath {
-        name_absence(&mut tables, ruleset, datapath, desired, node);
+        name_absence(&mut tables, ruleset, datapath, desired, node, walked);
     }
     let mut hooks = Vec::new();
     let mut families = Vec::new();
@@ -240,7 +402,7 @@ pub fn snapshot(
         }
         families.push(family);
     }
-    let (unknown_in_own_rules, unknown_in_foreign_rules) = walk::not_understood(ruleset, owner);
+    let (unknown_in_own_rules, unknown_in_foreign_rules) = walk::not_understood(ruleset, ask.owner);
     let mut gaps: Vec<Gap> = Vec::new();
     for table in &ruleset.tables {
         // What packets fill is traffic, not configuration: it is not read on purpose, so no gap.

@@ -7,6 +7,7 @@ pub mod steady;
 
 use crate::host::nf_tables::ReadError;
 use crate::host::xtables::TableName;
+use crate::netfilter::changes::Changes;
 use crate::netfilter::ruleset::Ruleset;
 use legacy::Kept;
 use model::capture::{Gap, Reading};
@@ -21,6 +22,8 @@ const WHOLE: Duration = Duration::from_secs(180);
 pub struct Kernel {
     /// The rules. Tables of iptables-legacy come last, as many as `legacy` names.
     pub ruleset: Reading<Ruleset>,
+    /// What of them is another than at the last reading.
+    pub changes: Changes,
     /// When it was read, or seen to be the same.
     pub at: Now,
     nft: NfTables,
@@ -62,15 +65,18 @@ impl Kernel {
             }
         }
         let mut changed = first;
-        let (ruleset, legacy) = match read(&mut nft, kept, at, &mut changed) {
-            Ok((ruleset, legacy)) => (Reading::Read(ruleset), legacy),
+        let (ruleset, changes, legacy) = match read(&mut nft, kept, at, &mut changed) {
+            Ok((ruleset, changes, legacy)) => (Reading::Read(ruleset), changes, legacy),
             Err(gap) => {
                 changed = true;
-                (Reading::Failed(gap), Vec::new())
+                (Reading::Failed(gap), Changes::all(), Vec::new())
             }
         };
+        let changes = if first { Changes::all() } else { changes };
+        changed |= !changes.is_nothing();
         let kernel = Kernel {
             ruleset,
+            changes,
             at,
             nft,
             legacy,
@@ -86,12 +92,13 @@ impl Kernel {
     }
 }
 
-/// Both backends' rules together, and the tables of iptables-legacy among them.
-type Both = (Ruleset, Vec<(TableName, u64)>);
+/// Both backends' rules together, what of them changed, and the tables of iptables-legacy among them.
+type Both = (Ruleset, Changes, Vec<(TableName, u64)>);
 
 fn read(nft: &mut NfTables, kept: Vec<Kept>, now: Now, changed: &mut bool) -> Result<Both, Gap> {
-    let mut ruleset = read_nf_tables(nft, now, changed)?;
-    let legacy = match legacy::read(&mut legacy::Host, kept, changed) {
+    let (mut ruleset, mut changes) = read_nf_tables(nft, now, changed)?;
+    let mut other = false;
+    let legacy = match legacy::read(&mut legacy::Host, kept, &mut other) {
         Ok(legacy) => legacy,
         Err(gap) => {
             if let NfTables::Kept(steady, _) = nft {
@@ -100,6 +107,10 @@ fn read(nft: &mut NfTables, kept: Vec<Kept>, now: Now, changed: &mut bool) -> Re
             return Err(gap);
         }
     };
+    if other {
+        *changed = true;
+        changes = Changes::all();
+    }
     if matches!(nft, NfTables::Absent) && legacy.is_empty() {
         // A node without either has its Services somewhere this program did not look.
         return Err(gap(
@@ -112,7 +123,7 @@ fn read(nft: &mut NfTables, kept: Vec<Kept>, now: Now, changed: &mut bool) -> Re
         names.push((k.name, k.hash));
         ruleset.tables.push(k.table);
     }
-    Ok((ruleset, names))
+    Ok((ruleset, changes, names))
 }
 
 fn gap(what: &str, why: String) -> Gap {
@@ -122,7 +133,12 @@ fn gap(what: &str, why: String) -> Gap {
     }
 }
 
-fn read_nf_tables(nft: &mut NfTables, now: Now, changed: &mut bool) -> Result<Ruleset, Gap> {
+fn read_nf_tables(
+    nft: &mut NfTables,
+    now: Now,
+    changed: &mut bool,
+) -> Result<(Ruleset, Changes), Gap> {
+    let none = || Ok((Ruleset::default(), Changes::default()));
     let failed = |error: ReadError| match error {
         ReadError::Permission => gap(
             "nf_tables",
@@ -133,12 +149,12 @@ fn read_nf_tables(nft: &mut NfTables, now: Now, changed: &mut bool) -> Result<Ru
     if let NfTables::Absent = nft {
         match Steady::open() {
             Ok(steady) => *nft = NfTables::Kept(Box::new(steady), now),
-            Err(ReadError::Absent) => return Ok(Ruleset::default()),
+            Err(ReadError::Absent) => return none(),
             Err(error) => return Err(failed(error)),
         }
     }
     let NfTables::Kept(steady, whole) = nft else {
-        return Ok(Ruleset::default());
+        return none();
     };
     if now.mono.since(whole.mono) >= WHOLE.as_millis() as u64 {
         steady.forget();
@@ -147,11 +163,12 @@ fn read_nf_tables(nft: &mut NfTables, now: Now, changed: &mut bool) -> Result<Ru
     match steady.read() {
         Ok(read) => {
             *changed |= read.changed;
-            Ok(read.ruleset)
+            Ok((read.ruleset, read.changes))
         }
         Err(ReadError::Absent) => {
             *nft = NfTables::Absent;
-            Ok(Ruleset::default())
+            *changed = true;
+            Ok((Ruleset::default(), Changes::all()))
         }
         Err(error) => Err(failed(error)),
     }

@@ -5,6 +5,7 @@ use crate::world::Moment;
 use agent::datapath;
 use agent::host::links::Links;
 use agent::kernel::Kernel;
+use agent::netfilter::changes::Changes;
 use model::capture::{Gap, Reading, Snapshot};
 use model::compare::Comparison;
 use model::desired::{DesiredState, Touched, desired};
@@ -33,6 +34,8 @@ pub struct Looker {
     links: Links,
     /// What the API asks for, brought up to date by the Services that it said something about.
     desired: DesiredState,
+    /// What is needed to walk only what changed.
+    walked: datapath::Kept,
     last: Option<Last>,
     /// Fetched again since the last pass.
     refreshed: Vec<ServiceName>,
@@ -56,6 +59,7 @@ impl Looker {
             kernel: None,
             links: Links::default(),
             desired: DesiredState::default(),
+            walked: datapath::Kept::default(),
             last: None,
             refreshed: Vec::new(),
         }
@@ -89,6 +93,7 @@ impl Looker {
                     && l.profile == moment.profile
                     && l.node.addresses == addresses
             });
+        let mut touched_rows = None;
         if !same {
             let node = NodeView {
                 name: self.node.clone(),
@@ -99,7 +104,7 @@ impl Looker {
             let anything = Touched::anything();
             let touched = if follows { touched } else { &anything };
             let (view, profile) = (&moment.view, &moment.profile);
-            self.desired.update(view, &node, profile, touched);
+            let updated = self.desired.update(view, &node, profile, touched);
             debug_assert!(
                 *self.desired.table() == desired(view, &node, profile),
                 "made by parts ({touched:?}), the desired table is another than made whole"
@@ -111,18 +116,36 @@ impl Looker {
                 }),
                 Ok(_) => elsewhere(&moment.view, &node),
             };
-            let nothing = Reading::Absent;
+            let (nothing, all) = (Reading::Absent, Changes::all());
             let reading = self.kernel.as_ref().map_or(&nothing, |k| &k.ruleset);
             let refused = failed.map(Reading::Failed);
             let reading = refused.as_ref().unwrap_or(reading);
-            let snapshot = datapath::snapshot(reading, self.desired.frontends(), &node, profile);
+            let last = self.last.take();
+            let compared = last.as_ref().and_then(|l| l.compared.clone());
+            let again = datapath::again(updated, compared.as_deref());
+            let (snapshot, rewalked) = self.walked.snapshot(
+                last.map(|l| l.snapshot),
+                (reading, self.kernel.as_ref().map_or(&all, |k| &k.changes)),
+                (self.desired.frontends(), again.as_ref()),
+                &node,
+                profile,
+            );
+            debug_assert_eq!(
+                datapath::difference(
+                    &snapshot,
+                    &datapath::snapshot(reading, self.desired.frontends(), &node, profile)
+                ),
+                None,
+                "walked by parts, the rows are others than walked whole"
+            );
+            touched_rows = datapath::touched(rewalked, again);
             let (changes, profile) = (moment.changes, profile.clone());
             self.last = Some(Last {
                 changes,
                 profile,
                 node,
                 snapshot,
-                compared: self.last.take().and_then(|l| l.compared),
+                compared,
             });
         }
         let Some(last) = &mut self.last else {
@@ -143,6 +166,7 @@ impl Looker {
                 gaps: &moment.gaps,
                 compared: last.compared.as_ref(),
                 unchanged: same,
+                touched: touched_rows.as_ref(),
             },
             &mut self.ledger,
         );

@@ -95,6 +95,7 @@ impl Judge {
                 gaps: seen.gaps,
                 compared: None,
                 unchanged: false,
+                touched: None,
             },
             &mut self.ledger,
         )

@@ -6,6 +6,7 @@
 
 mod node;
 mod pair;
+mod parts;
 mod words;
 
 use crate::address::{Family, Frontend, SourceClass};
@@ -19,6 +20,7 @@ use crate::table::{
     Action, Because, DecidedBy, DesiredTable, Forwarding, ForwardingTable, Key, Observed, OneOf,
 };
 use crate::view::{ClusterView, NodeView};
+use parts::{Parts, Tally};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -37,6 +39,18 @@ pub struct Comparison {
     pub pairs: BTreeMap<Fact, Vec<Key>>,
     /// Services of which something differs or could not be told: all others agree with the API.
     pub unsettled: BTreeSet<ServiceName>,
+    parts: Parts,
+}
+
+impl Comparison {
+    /// The rows of one frontend.
+    pub(crate) fn rows_of(&self, frontend: Frontend) -> &[Arc<Row>] {
+        let place = (frontend.family(), frontend);
+        let at = |row: &Arc<Row>| (row.frontend.family(), row.frontend);
+        let from = self.rows.partition_point(|r| at(r) < place);
+        let rest = &self.rows[from..];
+        &rest[..rest.partition_point(|r| at(r) <= place)]
+    }
 }
 
 /// Names of the datapaths whose rows can be judged; without a backend's name: none of its rules is
@@ -142,9 +156,63 @@ pub fn compare(
         one_family(input, family, &mut out);
     }
     node::unknown_own_rules(input, &mut out);
+    let parts = Parts::of(input, &mut out);
     Comparison {
         programmed_before,
+        parts,
         ..out.finish()
+    }
+}
+
+/// [`compare`], of which `earlier` is known: the comparison of another moment. `touched`: the frontends
+/// of which a row, desired or observed, may be another than it was then; `None`: any.
+pub fn compare_again(
+    desired: &DesiredTable,
+    snapshot: &Snapshot,
+    node: &NodeView,
+    profile: &ProxyProfile,
+    view: &ClusterView,
+    programmed_before: bool,
+    (earlier, touched): (&Comparison, Option<&BTreeSet<Frontend>>),
+) -> Comparison {
+    let input = Input {
+        desired,
+        snapshot,
+        node,
+        profile,
+        view,
+        programmed_before,
+    };
+    let whole = || {
+        let rows = &earlier.rows;
+        compare(
+            desired,
+            snapshot,
+            node,
+            profile,
+            view,
+            programmed_before,
+            rows,
+        )
+    };
+    let carried = touched.and_then(|touched| parts::carry_on(input, earlier, touched));
+    debug_assert!(
+        carried.as_ref().is_none_or(|c| c.says_the_same(&whole())),
+        "carried on ({touched:?}), the comparison says something else than made whole"
+    );
+    carried.unwrap_or_else(whole)
+}
+
+impl Comparison {
+    /// But for what it leaves to the next one.
+    fn says_the_same(&self, other: &Comparison) -> bool {
+        self.differences == other.differences
+            && self.judged == other.judged
+            && self.rows == other.rows
+            && self.programmed_before == other.programmed_before
+            && self.pairs == other.pairs
+            && self.unsettled == other.unsettled
+            && self.parts.is_like(&other.parts)
     }
 }
 
@@ -165,6 +233,10 @@ struct Collected<'a> {
     /// Of the earlier comparison, what is not passed yet.
     earlier: &'a [Arc<Row>],
     unsettled: BTreeSet<ServiceName>,
+    /// What the pairs of the frontend at hand come to.
+    tally: Tally,
+    unusual: BTreeMap<Frontend, Tally>,
+    wildcards: BTreeMap<Family, Wildcards>,
 }
 
 impl Collected<'_> {
@@ -233,17 +305,21 @@ impl Collected<'_> {
     }
 
     fn not(&mut self, why: NotJudged, service: Option<&ServicePortName>) {
-        self.judged.not(why, 1);
+        self.tally.judged.not(why, 1);
         // These two are so for good: the Service's other pairs still show whether it agrees.
         let for_good = matches!(why, NotJudged::UserSpaceProxy | NotJudged::SourceImpossible);
         if let Some(s) = service
             && !for_good
         {
-            self.unsettled.insert(s.service.clone());
+            self.tally.unsettled.insert(s.service.clone());
         }
     }
 
-    fn finish(self) -> Comparison {
+    fn finish(mut self) -> Comparison {
+        // What was not counted by frontends.
+        let tally = std::mem::take(&mut self.tally);
+        self.judged.add(&tally.judged);
+        self.unsettled.extend(tally.unsettled);
         let mut c = Comparison {
             judged: self.judged,
             rows: self.rows.into(),
@@ -295,10 +371,11 @@ fn one_family(input: Input, family: Family, out: &mut Collected<'_>) {
         return node::not_judged(&wanted, NotJudged::SourceImpossible, out);
     }
 
+    let wildcards = Wildcards::of(input.desired, table, family);
     let rows = Rows {
         family,
         table,
-        wildcards: Wildcards::of(input.desired, table, family),
+        wildcards: &wildcards,
     };
     let observed_only = table
         .rows
@@ -311,9 +388,14 @@ fn one_family(input: Input, family: Family, out: &mut Collected<'_>) {
         .collect();
     keys.sort();
     let before: BTreeSet<Fact> = out.facts.keys().cloned().collect();
-    for key in keys {
-        one_pair(input, &rows, key, out);
+    for keys in keys.chunk_by(|a, b| a.0 == b.0) {
+        let done = out.rows.len();
+        for key in keys {
+            one_pair(input, &rows, *key, out);
+        }
+        out.frontend_done(keys[0].0, done);
     }
+    out.wildcards.insert(family, wildcards);
     if !wanted.is_empty() {
         node::hooks(input, family, table, &before, out);
     }
@@ -328,6 +410,7 @@ fn has_rules(table: &ForwardingTable) -> bool {
 }
 
 /// Wildcard rows by prefix, so that a look-up does not walk the whole table.
+#[derive(Clone, Debug, PartialEq)]
 struct Wildcards {
     desired: Vec<(ipnet::IpNet, SourceClass)>,
     observed: Vec<(ipnet::IpNet, SourceClass)>,
@@ -358,7 +441,7 @@ impl Wildcards {
 struct Rows<'a> {
     family: Family,
     table: &'a ForwardingTable,
-    wildcards: Wildcards,
+    wildcards: &'a Wildcards,
 }
 
 /// The wildcards that cover a frontend, closest first.
@@ -453,14 +536,14 @@ fn hold_against(
     if contradictions.is_empty() && pair::masquerade_unknown(answer, o) {
         return out.not(NotJudged::UnknownExpression, answer.service.as_ref());
     }
-    out.judged.pairs += 1;
-    out.judged.multi_answer += u64::from(wanted.any_of.len() > 1);
+    out.tally.judged.pairs += 1;
+    out.tally.judged.multi_answer += u64::from(wanted.any_of.len() > 1);
     if contradictions.is_empty() {
         return;
     }
     let service = answer.service.as_ref().or(o.service.as_ref());
     if let Some(s) = service {
-        out.unsettled.insert(s.service.clone());
+        out.tally.unsettled.insert(s.service.clone());
     }
     let facts = contradictions.into_iter().map(|c| {
         let fact = pair::fact(c, service, key.0);
@@ -484,7 +567,7 @@ fn unasked(input: Input, rows: &Rows, key: Key, observed: &Observed, out: &mut C
         .find_map(|k| input.desired.get(k));
     if let Some(w) = wildcard {
         if w.any_of.iter().any(|d| d.action == o.action) {
-            out.judged.pairs += 1;
+            out.tally.judged.pairs += 1;
             return;
         }
         if o.action == Action::None {
@@ -492,7 +575,7 @@ fn unasked(input: Input, rows: &Rows, key: Key, observed: &Observed, out: &mut C
         }
     }
     if o.action == Action::None {
-        out.judged.pairs += 1;
+        out.tally.judged.pairs += 1;
         return;
     }
     // Which ranges kube-proxy refuses follows ServiceCIDRs, as old as its last full sync
@@ -500,9 +583,9 @@ fn unasked(input: Input, rows: &Rows, key: Key, observed: &Observed, out: &mut C
     if matches!(key.0, Frontend::Prefix(_)) {
         return out.not(NotJudged::ServiceCidrUnknown, None);
     }
-    out.judged.pairs += 1;
+    out.tally.judged.pairs += 1;
     if let Some(s) = &o.service {
-        out.unsettled.insert(s.service.clone());
+        out.tally.unsettled.insert(s.service.clone());
     }
     let fact = Fact {
         kind: FindingKind::StaleFrontend,

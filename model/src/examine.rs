@@ -1,7 +1,8 @@
 //! One whole pass as one pure function. Read this first.
 
+use crate::address::Frontend;
 use crate::capture::{Gap, Reading, Snapshot};
-use crate::compare::{self, Comparison, clause, compare};
+use crate::compare::{self, Comparison, clause, compare, compare_again};
 use crate::desired::configuration_problems;
 use crate::finding::{Difference, Fact, Finding, FindingKind, Severity};
 use crate::limits;
@@ -43,6 +44,9 @@ pub struct Pass<'a> {
     pub compared: Option<&'a Arc<Comparison>>,
     /// It was made of the very same `view`, `node`, `profile`, `desired` and `snapshot`.
     pub unchanged: bool,
+    /// The frontends of which a row, desired or observed, may be another than in `compared`; `None`:
+    /// any.
+    pub touched: Option<&'a BTreeSet<Frontend>>,
 }
 
 /// What a pass gives.
@@ -78,9 +82,17 @@ pub fn examine(pass: &Pass, ledger: &mut Ledger) -> Examined {
         Some(earlier) if pass.unchanged && earlier.programmed_before == programmed => {
             earlier.clone()
         }
-        earlier => {
-            let rows = earlier.map_or(&[][..], |c| &c.rows);
-            let compared = compare(desired, snapshot, node, profile, view, programmed, rows);
+        Some(earlier) => Arc::new(compare_again(
+            desired,
+            snapshot,
+            node,
+            profile,
+            view,
+            programmed,
+            (earlier, pass.touched),
+        )),
+        None => {
+            let compared = compare(desired, snapshot, node, profile, view, programmed, &[]);
             Arc::new(compared)
         }
     };
@@ -116,6 +128,10 @@ pub fn examine(pass: &Pass, ledger: &mut Ledger) -> Examined {
                 .settled
                 .as_ref()
                 .is_some_and(|s| Arc::ptr_eq(s, &compared)),
+            since: pass.compared.zip(pass.touched).and_then(|(last, touched)| {
+                let settled = ledger.settled.as_ref()?;
+                Arc::ptr_eq(settled, last).then_some((&**last, touched))
+            }),
         };
         settled = ledger.settle(pass.now, &differences, context);
         ledger.settled = Some(compared.clone());

@@ -136,6 +136,61 @@ impl Judged {
         *sum += pairs;
         *reasons.entry(why).or_default() += pairs;
     }
+
+    /// Counts those of others as well.
+    pub(crate) fn add(&mut self, other: &Judged) {
+        // Named, so that a new field cannot be forgotten here.
+        let Judged {
+            pairs,
+            multi_answer,
+            converging,
+            unknown,
+            unknown_reasons,
+            not_comparable,
+            not_comparable_reasons,
+        } = other;
+        self.pairs += pairs;
+        self.multi_answer += multi_answer;
+        self.converging += converging;
+        self.unknown += unknown;
+        self.not_comparable += not_comparable;
+        for (why, n) in unknown_reasons {
+            *self.unknown_reasons.entry(*why).or_default() += n;
+        }
+        for (why, n) in not_comparable_reasons {
+            *self.not_comparable_reasons.entry(*why).or_default() += n;
+        }
+    }
+
+    /// Counts those no more that were counted by [`Judged::add`].
+    pub(crate) fn sub(&mut self, other: &Judged) {
+        fn less(reasons: &mut BTreeMap<NotJudged, u64>, other: &BTreeMap<NotJudged, u64>) {
+            for (why, n) in other {
+                if let Some(have) = reasons.get_mut(why) {
+                    *have = have.saturating_sub(*n);
+                    if *have == 0 {
+                        reasons.remove(why);
+                    }
+                }
+            }
+        }
+        let Judged {
+            pairs,
+            multi_answer,
+            converging,
+            unknown,
+            unknown_reasons,
+            not_comparable,
+            not_comparable_reasons,
+        } = other;
+        self.pairs = self.pairs.saturating_sub(*pairs);
+        self.multi_answer = self.multi_answer.saturating_sub(*multi_answer);
+        self.converging = self.converging.saturating_sub(*converging);
+        self.unknown = self.unknown.saturating_sub(*unknown);
+        self.not_comparable = self.not_comparable.saturating_sub(*not_comparable);
+        less(&mut self.unknown_reasons, unknown_reasons);
+        less(&mut self.not_comparable_reasons, not_comparable_reasons);
+    }
 }
 
 /// The exit code of `check` (contract): 1 with a finding of severity warning or above; else 2 when

@@ -7,7 +7,7 @@
 mod memory;
 mod proxy;
 
-use crate::address::Family;
+use crate::address::{Family, Frontend};
 use crate::compare::Comparison;
 use crate::finding::{Difference, Fact, Finding, FindingKind};
 use crate::limits;
@@ -60,6 +60,9 @@ pub struct Context<'a> {
     pub read: &'a BTreeSet<Family>,
     /// All of this, and the differences, are those of the last pass that was settled: nothing moved.
     pub same: bool,
+    /// The comparison that was settled last, and the frontends of which what should be may be another
+    /// than it says; `None`: any.
+    pub since: Option<(&'a Comparison, &'a BTreeSet<Frontend>)>,
 }
 
 /// What the ledger makes of one pass's differences.

@@ -51,6 +51,10 @@ const JUMPS: [(&str, &str, &str, bool); 12] = [
 ];
 
 impl Owner for Iptables {
+    fn name(&self) -> &'static str {
+        "kube-proxy/iptables"
+    }
+
     fn owns(&self, table: &Table, chain: &Chain) -> bool {
         let ours = matches!(&*table.name, "nat" | "filter" | "mangle")
             && matches!(table.family, TableFamily::Ip | TableFamily::Ip6);

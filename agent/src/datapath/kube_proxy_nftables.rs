@@ -53,6 +53,10 @@ fn table_of(ruleset: &Ruleset, family: Family) -> Option<&Table> {
 }
 
 impl Owner for Nftables {
+    fn name(&self) -> &'static str {
+        "kube-proxy/nftables"
+    }
+
     fn owns(&self, table: &Table, _: &Chain) -> bool {
         &*table.name == TABLE && matches!(table.family, TableFamily::Ip | TableFamily::Ip6)
     }

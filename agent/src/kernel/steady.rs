@@ -24,6 +24,7 @@ use crate::host::nf_tables::{
     self, Answers, ChainAt, ReadError, elements, find, generation, ip_family, rule_questions,
     set_to_read,
 };
+use crate::netfilter::changes::Changes;
 use crate::netfilter::nftables::attributes::c_string;
 use crate::netfilter::nftables::capture::Messages;
 use crate::netfilter::nftables::mirror::{Mirror, Place, RuleState};
@@ -73,6 +74,8 @@ pub struct Refreshed {
     pub ruleset: Ruleset,
     /// Something is, or may be, another than at the last reading.
     pub changed: bool,
+    /// What.
+    pub changes: Changes,
 }
 
 impl Steady {
@@ -153,10 +156,14 @@ impl Steady {
                     continue;
                 }
                 self.mirror.forget_notes();
-                let mut ruleset = self.mirror.lend();
+                let (mut ruleset, changes) = self.mirror.lend();
                 ruleset.generation = Some(now);
                 ruleset.last_writer = writer.as_deref().map(Into::into);
-                return Ok(Refreshed { ruleset, changed });
+                return Ok(Refreshed {
+                    ruleset,
+                    changed,
+                    changes,
+                });
             }
             changed = true;
             if self.marks.all {

@@ -9,8 +9,11 @@
 
 mod answer;
 mod candidates;
+mod effect;
 mod eval;
 mod hash;
+mod kept;
+mod met;
 mod place;
 mod program;
 mod row;
@@ -19,6 +22,8 @@ mod source;
 
 use crate::netfilter::ruleset::{Chain, Ruleset, Table};
 use eval::{Tails, Walker};
+pub use kept::{Again, Kept, Rewalked};
+use met::Met;
 use model::address::{Family, Frontend, Protocol, SourceClass};
 use model::capture::Reading;
 use model::finding::Evidence;
@@ -28,16 +33,19 @@ use model::profile::LocalDetector;
 use model::table::{Action, DecidedBy, Forwarding, ForwardingTable, Key, Observed};
 use model::view::NodeView;
 use place::Proofs;
-use program::Program;
+use program::{Known, Program};
 use source::Source;
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 
 /// What a datapath says about names: which chains are its own, and whose they are.
 pub trait Owner {
+    /// Tells it from others.
+    fn name(&self) -> &'static str;
+
     /// Is the chain the datapath's?
     fn owns(&self, table: &Table, chain: &Chain) -> bool;
 
@@ -96,60 +104,120 @@ fn walk_family(
     family: Family,
     by_tails: bool,
 ) -> Reading<ForwardingTable> {
-    let desired = || ask.desired.iter().filter(|(f, _)| f.family() == family);
-    let programs = Program::orders(ruleset, family, ask.owner);
-    let program = &programs[0];
-    if program.tables.is_empty() && desired().next().is_none() {
+    let known = Known::default();
+    let programs = Program::orders(ruleset, family, ask.owner, &known);
+    if is_absent(&programs, ask, family) {
         return Reading::Absent;
     }
-    let locals: hash::Set<IpAddr> = ask.node.addresses.iter().map(|a| a.address).collect();
-    let local = |a: IpAddr| a.is_loopback() || locals.contains(&a);
-    let named = candidates::Named::of(program, family);
-    let sources: Vec<(SourceClass, Rc<Source>)> = SourceClass::ALL
-        .into_iter()
-        .map(|c| {
-            let source = Source::of_class(c, family, ask.detector, ask.node);
-            (c, Rc::new(source))
-        })
-        .collect();
-
-    let mut frontends = named.frontends(ask.node);
-    frontends.extend(desired().map(|(f, _)| *f));
-    let proofs = Proofs::default();
-    let tails: Vec<Vec<RefCell<Tails<'_, '_>>>> = sources
-        .iter()
-        .map(|_| programs.iter().map(|_| RefCell::default()).collect())
-        .collect();
+    let named = candidates::Named::of(ruleset, ask.owner, family);
+    let locals = Locals::of(ask.node);
+    let local = |a: IpAddr| locals.has(a);
+    let sides = Sides::new(&programs, ask, family, &local, by_tails);
     let mut table = ForwardingTable::default();
-    for frontend in frontends {
-        let Some((address, protocol, port)) = named.point(frontend, &local) else {
+    for frontend in frontends(&named, ask, family) {
+        let Some(point) = named.point(frontend, &local) else {
             continue;
         };
-        let wanted = ask.desired.get(&frontend);
-        let mut rows = Vec::with_capacity(3);
-        for ((class, source), tails) in sources.iter().zip(&tails) {
-            let (mut source, mut tails) = (source.clone(), Some(tails));
+        table.rows.extend(sides.rows(frontend, point, None));
+    }
+    Reading::Read(table)
+}
+
+fn is_absent(programs: &[Program<'_>], ask: &Ask<'_>, family: Family) -> bool {
+    programs[0].tables.is_empty() && !ask.desired.keys().any(|f| f.family() == family)
+}
+
+/// Those that rules name, and those that are asked for.
+fn frontends(named: &candidates::Named, ask: &Ask<'_>, family: Family) -> BTreeSet<Frontend> {
+    let mut all = named.frontends(ask.node);
+    let desired = ask.desired.keys().filter(|f| f.family() == family);
+    all.extend(desired.copied());
+    all
+}
+
+/// The node's own addresses.
+struct Locals(hash::Set<IpAddr>);
+
+impl Locals {
+    fn of(node: &NodeView) -> Locals {
+        Locals(node.addresses.iter().map(|a| a.address).collect())
+    }
+
+    fn has(&self, address: IpAddr) -> bool {
+        address.is_loopback() || self.0.contains(&address)
+    }
+}
+
+/// Walks the rules from every side from which packets come.
+struct Sides<'a, 'p> {
+    programs: &'a [Program<'p>],
+    ask: &'a Ask<'a>,
+    local: &'a dyn Fn(IpAddr) -> bool,
+    sources: Vec<(SourceClass, Rc<Source>)>,
+    /// By source and order; none where each packet is walked to its end.
+    tails: Vec<Vec<RefCell<Tails<'a, 'p>>>>,
+    proofs: Proofs,
+}
+
+impl<'a, 'p> Sides<'a, 'p> {
+    fn new(
+        programs: &'a [Program<'p>],
+        ask: &'a Ask<'a>,
+        family: Family,
+        local: &'a dyn Fn(IpAddr) -> bool,
+        by_tails: bool,
+    ) -> Sides<'a, 'p> {
+        let source = |c| Source::of_class(c, family, ask.detector, ask.node);
+        let sources = SourceClass::ALL.map(|c| (c, Rc::new(source(c))));
+        let tails = || programs.iter().map(|_| RefCell::default()).collect();
+        Sides {
+            programs,
+            ask,
+            local,
+            tails: match by_tails {
+                true => sources.iter().map(|_| tails()).collect(),
+                false => Vec::new(),
+            },
+            sources: sources.into(),
+            proofs: Proofs::default(),
+        }
+    }
+
+    /// The rows of a frontend for which a packet to this point stands; none where nothing is asked for
+    /// and the rules leave it alone. `met`: filled with what they depend on.
+    fn rows(
+        &'a self,
+        frontend: Frontend,
+        (address, protocol, port): (IpAddr, Protocol, u16),
+        met: Option<&'a RefCell<Met>>,
+    ) -> Vec<(Key, Observed)> {
+        let wanted = self.ask.desired.get(&frontend);
+        let mut rows = Vec::with_capacity(self.sources.len());
+        for (i, (class, source)) in self.sources.iter().enumerate() {
+            let (mut source, mut tails) = (source.clone(), self.tails.get(i));
             if address.is_loopback() {
                 // Another source, with ways of its own.
                 source = Rc::new(source.to_loopback(address));
                 tails = None;
             }
             let service = wanted.and_then(|w| w.as_ref());
-            let row = in_any_order(&programs, |program, order| {
-                let mut walker = Walker::new(program, source.clone(), &local);
-                walker.tails = tails.filter(|_| by_tails).map(|t| &t[order]);
+            let row = in_any_order(self.programs, |program, order| {
+                let mut walker = Walker::new(program, source.clone(), self.local);
+                walker.tails = tails.map(|t| &t[order]);
+                walker.met = met;
                 let answer = walker.walk(address, protocol.number(), port);
                 let affinity = &walker.affinity;
-                row::observed(answer, affinity, ask.owner, frontend, service, &proofs)
+                let owner = self.ask.owner;
+                row::observed(answer, affinity, owner, frontend, service, &self.proofs)
             });
             rows.push(((frontend, *class), row));
         }
         share(&mut rows);
-        if wanted.is_some() || rows.iter().any(|(_, r)| row::says_something(r)) {
-            table.rows.extend(rows);
+        if wanted.is_none() && !rows.iter().any(|(_, r)| row::says_something(r)) {
+            rows.clear();
         }
+        rows
     }
-    Reading::Read(table)
 }
 
 /// Lists that the rows of one frontend have in common become one in memory.
@@ -223,7 +291,8 @@ pub(crate) fn way(
     destination: (IpAddr, Protocol, u16),
 ) -> Way {
     let (address, protocol, port) = destination;
-    let programs = Program::orders(ruleset, Family::of(address), ask.owner);
+    let known = Known::default();
+    let programs = Program::orders(ruleset, Family::of(address), ask.owner, &known);
     let local = |a: IpAddr| ask.node.is_local(a);
     let from = Rc::new(Source::exact(source.0, source.1, source.2, ask.node));
     let frontend = Frontend::port(address, protocol, port);

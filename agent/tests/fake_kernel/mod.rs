@@ -50,6 +50,7 @@ pub struct Faults {
 
 /// Damage that nothing tells of.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[allow(dead_code, reason = "each test file uses a part")]
 pub enum Damage {
     /// A message ends within an attribute.
     #[default]
@@ -177,7 +178,8 @@ impl Fake {
         }
     }
 
-    fn begin(&mut self) {
+    /// A transaction begins.
+    pub fn begin(&mut self) {
         self.transactions += 1;
         let mut content = self.content.clone();
         let mut events = Vec::new();

@@ -64,12 +64,15 @@ pub(super) fn unreadable(
     );
 }
 
+/// Detail of the fact that [`unknown_own_rules`] states.
+pub(super) const OWN_RULES: &str = "own rules";
+
 /// Expressions in the datapath's own rules that were not understood.
 pub(super) fn unknown_own_rules(input: Input, out: &mut Collected<'_>) {
     let unknown = &input.snapshot.coverage.unknown_in_own_rules;
     let Some(first) = unknown.first() else { return };
     let mut fact = node_fact(FindingKind::Unreadable, None);
-    fact.detail = Some("own rules".into());
+    fact.detail = Some(OWN_RULES.into());
     out.add(
         Difference {
             fact,

@@ -18,7 +18,7 @@ use crate::table::{
 };
 use crate::time::{Millis, Mono, Now};
 use crate::view::{Change, ClusterView, LocalAddress, Node, NodeView};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 pub(crate) const WEB: &str = "10.96.0.10:80/TCP";
@@ -94,6 +94,8 @@ pub(crate) struct World {
     pub pass: u64,
     pub ledger: Ledger,
     pub compared: Option<Arc<Comparison>>,
+    /// What `compared` was made of.
+    pub before: (DesiredTable, Snapshot),
 }
 
 impl World {
@@ -166,6 +168,7 @@ impl World {
             pass: 0,
             ledger: Ledger::default(),
             compared: None,
+            before: (DesiredTable::new(), empty_snapshot()),
         };
         let times = SyncTimes {
             last_sync_end: Some(now.wall.0 - 600_000),
@@ -262,8 +265,27 @@ impl World {
         self.now.wall.0 += ms;
     }
 
+    /// The frontends of which a row is another than it was when this looked last.
+    fn touched(&self) -> BTreeSet<Frontend> {
+        let (desired, snapshot) = &self.before;
+        let keys = self.desired.keys().chain(desired.keys());
+        let asked = keys.filter(|k| self.desired.get(k) != desired.get(k));
+        let mut touched: BTreeSet<Frontend> = asked.map(|(f, _)| *f).collect();
+        for family in Family::ALL {
+            let rows = |s: &Snapshot| {
+                let table = s.tables.get(&family).and_then(Reading::read);
+                table.map(|t| t.rows.clone()).unwrap_or_default()
+            };
+            let (was, is) = (rows(snapshot), rows(&self.snapshot));
+            let keys = was.keys().chain(is.keys());
+            touched.extend(keys.filter(|k| was.get(k) != is.get(k)).map(|(f, _)| *f));
+        }
+        touched
+    }
+
     pub(crate) fn look(&mut self) -> Examined {
         self.pass += 1;
+        let touched = self.touched();
         let refreshed = std::mem::take(&mut self.refreshed);
         let pass = Pass {
             now: self.now,
@@ -278,6 +300,7 @@ impl World {
             gaps: &[],
             compared: self.compared.as_ref(),
             unchanged: false,
+            touched: Some(&touched),
         };
         // Whoever uses the comparison again gets the same.
         let mut ledger = self.ledger.clone();
@@ -307,6 +330,7 @@ impl World {
         assert_eq!((one.report, one.refresh), (two.report, two.refresh));
         assert!(quick.remembers_the_same(&slow));
         self.compared = Some(examined.compared.clone());
+        self.before = (self.desired.clone(), self.snapshot.clone());
         examined
     }
 
@@ -316,6 +340,18 @@ impl World {
         let examined = self.look();
         self.refreshed = examined.refresh;
         examined.report
+    }
+}
+
+fn empty_snapshot() -> Snapshot {
+    Snapshot {
+        datapaths: Vec::new(),
+        tables: BTreeMap::new(),
+        hooks: Vec::new(),
+        coverage: Coverage::default(),
+        gaps: Vec::new(),
+        generation: None,
+        last_writer: None,
     }
 }
 

@@ -1,11 +1,11 @@
 //! What the ledger remembers: which Services the kernel had fulfilled, and what healed and came back.
 
 use super::{Context, Open};
-use crate::address::{Family, Frontend};
+use crate::address::{Family, Frontend, SourceClass};
 use crate::finding::{Difference, Fact, FindingKind};
 use crate::limits;
 use crate::name::ServiceName;
-use crate::table::{Action, Affinity, DesiredTable, Forwarding, SourceRanges};
+use crate::table::{Action, Affinity, DesiredTable, Forwarding, Key, OneOf, SourceRanges};
 use crate::time::{Mono, Now};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -34,6 +34,8 @@ struct Seen {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Services {
     seen: BTreeMap<ServiceName, Seen>,
+    /// What each Service asks of this node.
+    sums: BTreeMap<ServiceName, Sum>,
     /// Frontends asked for in the pass before.
     asked: BTreeSet<Frontend>,
     /// Frontends no longer asked for that the kernel has not dropped yet.
@@ -53,21 +55,25 @@ impl Services {
         differences: &[Difference],
     ) -> bool {
         let mut api_moved = false;
-        let digests = digests(context.desired);
+        self.take_in(context);
         let accused = differences
             .iter()
             .filter_map(|d| d.fact.service.as_ref().map(|s| &s.service));
-        let names: BTreeSet<&ServiceName> = digests.keys().copied().chain(accused).collect();
+        let names: BTreeSet<&ServiceName> = self.sums.keys().chain(accused).collect();
         self.seen.retain(|name, _| names.contains(name));
         for name in names {
             let stamp = context.view.changed.get(name).map(|t| t.mono);
-            let digest = digests.get(name).copied().unwrap_or(0);
-            let seen = self.seen.entry(name.clone()).or_insert(Seen {
-                stamp,
-                digest,
-                moved: now.mono,
-                agreed: false,
-            });
+            let digest = self.sums.get(name).map_or(0, Sum::digest);
+            let Some(seen) = self.seen.get_mut(name) else {
+                let seen = Seen {
+                    stamp,
+                    digest,
+                    moved: now.mono,
+                    agreed: false,
+                };
+                self.seen.insert(name.clone(), seen);
+                continue;
+            };
             if (seen.stamp, seen.digest) != (stamp, digest) {
                 api_moved |= seen.stamp != stamp && seen.digest != digest;
                 *seen = Seen {
@@ -78,21 +84,60 @@ impl Services {
                 };
             }
         }
-        let asked: BTreeSet<Frontend> = context.desired.keys().map(|(f, _)| *f).collect();
-        self.withdrawn.extend(self.asked.difference(&asked));
         let still: BTreeSet<Frontend> = differences
             .iter()
             .filter(|d| d.fact.kind == FindingKind::StaleFrontend)
             .filter_map(|d| d.fact.frontend)
             .collect();
         self.withdrawn.retain(|f| {
-            !asked.contains(f) && (still.contains(f) || !context.read.contains(&f.family()))
+            !self.asked.contains(f) && (still.contains(f) || !context.read.contains(&f.family()))
         });
         while self.withdrawn.len() > limits::LEDGER_FACTS {
             self.withdrawn.pop_last();
         }
-        self.asked = asked;
         api_moved
+    }
+
+    /// What is asked for now, and what is asked for no more.
+    fn take_in(&mut self, context: &Context) {
+        let Some((last, touched)) = context.since else {
+            self.sums = sums(context.desired);
+            let asked: BTreeSet<Frontend> = context.desired.keys().map(|(f, _)| *f).collect();
+            self.withdrawn.extend(self.asked.difference(&asked));
+            self.asked = asked;
+            return;
+        };
+        for frontend in touched {
+            for row in last.rows_of(*frontend) {
+                if let Some(desired) = &row.desired {
+                    let key = (row.frontend, row.source);
+                    count(&mut self.sums, &key, desired, false);
+                }
+            }
+            let now = SourceClass::ALL.map(|source| (*frontend, source));
+            let now = now
+                .iter()
+                .filter_map(|k| Some((k, context.desired.get(k)?)));
+            let mut asked = false;
+            for (key, desired) in now {
+                count(&mut self.sums, key, desired, true);
+                asked = true;
+            }
+            if asked {
+                self.asked.insert(*frontend);
+            } else if self.asked.remove(frontend) {
+                self.withdrawn.insert(*frontend);
+            }
+        }
+        debug_assert!(
+            self.sums == sums(context.desired)
+                && self.asked.iter().eq(&context
+                    .desired
+                    .keys()
+                    .map(|(f, _)| *f)
+                    .collect::<BTreeSet<_>>()),
+            "brought up to date ({touched:?}), something else is asked for than taken whole"
+        );
     }
 
     /// Notes what agrees; after the differences are decided on.
@@ -136,26 +181,66 @@ impl Services {
     }
 }
 
-/// A digest of what each Service asks of this node; never 0.
-fn digests(desired: &DesiredTable) -> BTreeMap<&ServiceName, u64> {
-    let mut hashers: BTreeMap<&ServiceName, DefaultHasher> = BTreeMap::new();
+/// A digest of all rows that name a Service, in whatever order.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+struct Sum {
+    of_rows: u64,
+    rows: u64,
+}
+
+impl Sum {
+    /// Never 0.
+    fn digest(&self) -> u64 {
+        self.of_rows.max(1)
+    }
+}
+
+/// What each Service asks of this node.
+fn sums(desired: &DesiredTable) -> BTreeMap<ServiceName, Sum> {
+    let mut sums = BTreeMap::new();
     for (key, answers) in desired {
-        for answer in &answers.any_of {
-            let Some(service) = &answer.service else {
-                continue;
-            };
-            let h = hashers.entry(&service.service).or_default();
-            key.hash(h);
-            answers.because.hash(h);
+        count(&mut sums, key, answers, true);
+    }
+    sums
+}
+
+/// Counts one row for each Service that it names, or counts it no more.
+fn count(
+    sums: &mut BTreeMap<ServiceName, Sum>,
+    key: &Key,
+    answers: &OneOf<Forwarding>,
+    more: bool,
+) {
+    let mut hash = None;
+    for answer in &answers.any_of {
+        let Some(service) = &answer.service else {
+            continue;
+        };
+        let hash = *hash.get_or_insert_with(|| {
+            let mut h = DefaultHasher::new();
+            key.hash(&mut h);
+            answers.because.hash(&mut h);
             for a in &answers.any_of {
-                digest(a, h);
+                digest(a, &mut h);
+            }
+            h.finish()
+        });
+        let name = &service.service;
+        if more {
+            let sum = match sums.get_mut(name) {
+                Some(sum) => sum,
+                None => sums.entry(name.clone()).or_default(),
+            };
+            sum.of_rows = sum.of_rows.wrapping_add(hash);
+            sum.rows += 1;
+        } else if let Some(sum) = sums.get_mut(name) {
+            sum.of_rows = sum.of_rows.wrapping_sub(hash);
+            sum.rows = sum.rows.saturating_sub(1);
+            if sum.rows == 0 {
+                sums.remove(name);
             }
         }
     }
-    hashers
-        .into_iter()
-        .map(|(name, h)| (name, h.finish().max(1)))
-        .collect()
 }
 
 fn digest(f: &Forwarding, h: &mut DefaultHasher) {

@@ -494,6 +494,7 @@ fn order_and_repetition_do_not_matter() {
             unsettled: &compared.unsettled,
             read: &read,
             same: false,
+            since: None,
         };
         let mut mixed = compared.differences.clone();
         mixed.extend(compared.differences.iter().take(7).cloned());
@@ -550,6 +551,7 @@ fn memory_is_bounded() {
         unsettled: &unsettled,
         read: &read,
         same: false,
+        since: None,
     };
     let many: Vec<Difference> = (0..limits::LEDGER_FACTS + 5)
         .map(|i| Difference {

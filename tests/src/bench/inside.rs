@@ -198,6 +198,7 @@ pub fn run(job: &Job) -> Result<()> {
         kernel: None,
         links: Links::default(),
         desired: DesiredState::default(),
+        walked: datapath::Kept::default(),
         last: None,
     };
     match job.what {
@@ -287,6 +288,7 @@ struct Looker {
     kernel: Option<Kernel>,
     links: Links,
     desired: DesiredState,
+    walked: datapath::Kept,
     last: Option<Last>,
 }
 
@@ -311,18 +313,27 @@ impl Looker {
         cost.changed = changed;
         let same = !changed && !api_changed && self.last.as_ref().is_some_and(|l| l.node == node);
         let mut walked = read;
+        let mut rows = None;
         let (snapshot, compared) = match self.last.take() {
             Some(last) if same => (last.snapshot, Some(last.compared)),
-            _ => {
+            last => {
                 let (view, profile) = (&self.view, &self.profile);
-                self.desired.update(view, &node, profile, &touched);
+                let updated = self.desired.update(view, &node, profile, &touched);
                 let desired_at = cpu();
                 cost.desired = desired_at - read;
-                let frontends = self.desired.frontends();
-                let snapshot = datapath::snapshot(&kernel.ruleset, frontends, &node, profile);
+                let (snapshot, compared) = last.map(|l| (l.snapshot, l.compared)).unzip();
+                let again = agent::datapath::again(updated, compared.as_deref());
+                let (snapshot, walk) = self.walked.snapshot(
+                    snapshot,
+                    (&kernel.ruleset, &kernel.changes),
+                    (self.desired.frontends(), again.as_ref()),
+                    &node,
+                    profile,
+                );
+                rows = agent::datapath::touched(walk, again);
                 walked = cpu();
                 cost.walk = walked - desired_at;
-                (snapshot, None)
+                (snapshot, compared)
             }
         };
         if let Some(Reading::Failed(gap)) = snapshot.tables.get(&Family::V4) {
@@ -341,7 +352,8 @@ impl Looker {
                 refreshed: &[],
                 gaps: &[],
                 compared: compared.as_ref(),
-                unchanged: compared.is_some(),
+                unchanged: same && compared.is_some(),
+                touched: rows.as_ref(),
             },
             &mut self.ledger,
         );

@@ -5,9 +5,11 @@
 
 use super::attributes::{Attributes, be32, be64, c_string};
 use super::{Decoder, RawSets, Unknown, attributes_of, family};
+use crate::netfilter::changes::Changes;
 use crate::netfilter::nftables::registers::Registers;
-use crate::netfilter::ruleset::{Ruleset, Table, TableFamily};
+use crate::netfilter::ruleset::{Chain, Ruleset, Table, TableFamily};
 use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 
 /// Names a chain or a set: `nfgen_family`, table, name.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -33,12 +35,22 @@ pub struct Mirror {
     decoder: Decoder,
     identities: Vec<Identity>,
     lent: bool,
+    /// What was replaced since it was lent last; `None`: it was not lent yet.
+    changes: Option<Changes>,
 }
 
 impl Mirror {
     /// The list of tables, whole. Tables that are not in it are forgotten; of one that was made anew
     /// under its old name, so is the content.
     pub fn tables<'a>(&mut self, list: impl Iterator<Item = &'a [u8]>) -> bool {
+        let changed = self.take_tables(list);
+        if changed {
+            self.changes = None;
+        }
+        changed
+    }
+
+    fn take_tables<'a>(&mut self, list: impl Iterator<Item = &'a [u8]>) -> bool {
         let mut changed = false;
         // Which it is, and its message, by `nfgen_family` and name.
         type Named<'m> = BTreeMap<(u8, Vec<u8>), (Identity, &'m [u8])>;
@@ -138,27 +150,37 @@ impl Mirror {
         let owner = self.find(message, 1);
         let name = self.decoder.names.get(a[3]);
         let handle = be64(a[2]).unwrap_or(0);
-        let Some(table) = owner.map(|at| &mut self.decoder.tables[at]) else {
+        let Some(owner) = owner else {
             return self.decoder.chain(message);
         };
-        let rules = match table.chain_index.get(&name) {
-            Some(&at) => {
-                let old = remove_chain(table, at);
-                // Another chain of the same name has none of its rules.
-                if old.handle == handle {
-                    old.rules
-                } else {
-                    Vec::new()
-                }
-            }
-            None => Vec::new(),
+        let table = &mut self.decoder.tables[owner];
+        let mut old = table
+            .chain_index
+            .get(&name)
+            .copied()
+            .map(|at| remove_chain(table, at));
+        let rules = match &mut old {
+            // Another chain of the same name has none of its rules.
+            Some(old) if old.handle == handle => Some(std::mem::take(&mut old.rules)),
+            _ => None,
         };
         self.decoder.chain(message);
-        if let Some(at) = owner {
-            let table = &mut self.decoder.tables[at];
-            if let Some(&at) = table.chain_index.get(&name) {
-                table.chains[at].rules = rules;
-            }
+        let table = &mut self.decoder.tables[owner];
+        let new = table
+            .chain_index
+            .get(&name)
+            .map(|&at| &mut table.chains[at]);
+        let hook = new.as_ref().and_then(|c| c.hook);
+        let moved = old.as_ref().map(|c| c.hook) != new.as_ref().map(|c| c.hook)
+            && (hook.is_some() || old.as_ref().is_some_and(|c| c.hook.is_some()));
+        match (rules, new) {
+            // The same chain: its rules are told of by themselves.
+            (Some(rules), Some(new)) => new.rules = rules,
+            (Some(_), None) => self.changes = None,
+            (None, _) => note(&mut self.changes, table, old, &name),
+        }
+        if moved {
+            self.changes = None;
         }
     }
 
@@ -185,7 +207,11 @@ impl Mirror {
         if let Some(owner) = self.owner(place) {
             let table = &mut self.decoder.tables[owner];
             if let Some(&at) = table.chain_index.get(&name) {
-                remove_chain(table, at);
+                let gone = remove_chain(table, at);
+                if gone.hook.is_some() {
+                    self.changes = None;
+                }
+                note(&mut self.changes, table, Some(gone), &name);
             }
         }
     }
@@ -234,8 +260,7 @@ impl Mirror {
             _ => false,
         };
         if !same {
-            self.decoder.uses[owner].forget(&name);
-            self.decoder.tables[owner].sets.remove(&name);
+            self.forget_set(owner, &name);
         }
         !same
     }
@@ -246,8 +271,21 @@ impl Mirror {
         let name = self.decoder.names.get(&place.name);
         if let Some(owner) = self.owner(place) {
             self.decoder.described[owner].remove(&name);
-            self.decoder.uses[owner].forget(&name);
-            self.decoder.tables[owner].sets.remove(&name);
+            self.forget_set(owner, &name);
+        }
+    }
+
+    fn forget_set(&mut self, owner: usize, name: &Arc<str>) {
+        self.decoder.uses[owner].forget(name);
+        self.replace_set(owner, name);
+    }
+
+    /// The set makes room for what is read anew.
+    fn replace_set(&mut self, owner: usize, name: &Arc<str>) {
+        let table = &mut self.decoder.tables[owner];
+        let was = table.sets.remove(name);
+        if let Some(changes) = &mut self.changes {
+            changes.set(table, was, name);
         }
     }
 
@@ -268,7 +306,11 @@ impl Mirror {
         let name = self.decoder.names.get(&place.name);
         let table = &mut self.decoder.tables[owner];
         if let Some(&at) = table.chain_index.get(&name) {
-            table.chains[at].rules.clear();
+            let was = Chain {
+                rules: std::mem::take(&mut table.chains[at].rules),
+                ..table.chains[at].clone()
+            };
+            note(&mut self.changes, table, Some(was), &name);
         }
         self.decoder.uses[owner].fresh.clear();
         let mut registers = Registers::default();
@@ -308,6 +350,7 @@ impl Mirror {
             self.decoder.collect(message, &mut raw);
         }
         let found = raw.remove(&(owner, name.clone()));
+        self.replace_set(owner, &name);
         self.decoder.finish(owner, &name, found);
     }
 
@@ -321,13 +364,15 @@ impl Mirror {
         self.decoder.unknown.iter().any(|u| u.is_torn())
     }
 
-    /// Lends the tables.
-    pub fn lend(&mut self) -> Ruleset {
+    /// Lends the tables, and says what was replaced since they were lent last.
+    pub fn lend(&mut self) -> (Ruleset, Changes) {
         self.lent = true;
-        Ruleset {
+        let changes = self.changes.replace(Changes::default());
+        let ruleset = Ruleset {
             tables: std::mem::take(&mut self.decoder.tables),
             ..Ruleset::default()
-        }
+        };
+        (ruleset, changes.unwrap_or_else(Changes::all))
     }
 
     /// Takes back what [`Mirror::lend`] gave.
@@ -356,7 +401,14 @@ fn is_of_elements(note: &Unknown) -> bool {
     !is_of_rules(note) && &*note.what != "hook not understood"
 }
 
-fn remove_chain(table: &mut Table, at: usize) -> crate::netfilter::ruleset::Chain {
+/// A chain was replaced, or taken away.
+fn note(changes: &mut Option<Changes>, table: &Table, was: Option<Chain>, name: &Arc<str>) {
+    if let Some(changes) = changes {
+        changes.chain(table, was, name);
+    }
+}
+
+fn remove_chain(table: &mut Table, at: usize) -> Chain {
     let gone = table.chains.swap_remove(at);
     table.chain_index.remove(&gone.name);
     if let Some(moved) = table.chains.get(at) {

@@ -9,8 +9,10 @@ mod rule;
 mod tail;
 
 use super::answer::{Answer, End, Leaf, Trail};
+use super::met::Met;
 use super::place::Place;
 use super::program::{Candidates, Program};
+use super::set::WalkSet;
 use super::source::{Constraints, Prefixes, Source};
 use crate::netfilter::ruleset::{ChainType, Field, HookPoint, Value};
 use model::table::{DecidedBy, Masquerade};
@@ -115,6 +117,8 @@ pub(super) struct Walker<'a, 'p> {
     pub passed: Option<Vec<Passed<'p>>>,
     /// What became of earlier packets of this source after their translation.
     pub tails: Option<&'a RefCell<Tails<'a, 'p>>>,
+    /// Filled where somebody wants to know what the answer depends on.
+    pub met: Option<&'a RefCell<Met>>,
 }
 
 impl<'a, 'p> Walker<'a, 'p> {
@@ -131,6 +135,7 @@ impl<'a, 'p> Walker<'a, 'p> {
             affinity: Vec::new(),
             passed: None,
             tails: None,
+            met: None,
         }
     }
 
@@ -215,7 +220,7 @@ impl<'a, 'p> Walker<'a, 'p> {
         let list = self.program.base(point);
         while let Some(&chain) = list.get(st.next_base) {
             st.next_base += 1;
-            let Some(hook) = self.program.chains[chain].chain.hook else {
+            let Some(hook) = self.program.chain(chain).chain.hook else {
                 continue;
             };
             if st.stage == Stage::Delivered && hook.kind != ChainType::Nat {
@@ -260,7 +265,10 @@ impl<'a, 'p> Walker<'a, 'p> {
 
     fn enter(&self, st: &mut State<'a, 'p>, chain: usize) {
         let program = self.program;
-        let rules = program.chains[chain].candidates(st.daddr, st.protocol, st.dport);
+        let rules = program
+            .chain(chain)
+            .candidates(st.daddr, st.protocol, st.dport);
+        self.meets(chain);
         self.asks_rules(chain, rules);
         st.frames.push(Frame {
             chain,
@@ -268,6 +276,32 @@ impl<'a, 'p> Walker<'a, 'p> {
             trail: st.trail.clone(),
             mark: st.mark,
         });
+    }
+
+    /// A chain, or a set behind all chains, has a part in the answer.
+    fn meets(&self, thing: usize) {
+        self.tail_meets(thing);
+        if let Some(met) = self.met {
+            met.borrow_mut().add(thing);
+        }
+    }
+
+    /// That there is no chain or set of that name has.
+    fn lacks(&self, chain: usize, name: &str) {
+        if let Some(met) = self.met {
+            let at = self.program.missing_at(chain, name);
+            met.borrow_mut().missing.push(at);
+        }
+    }
+
+    /// The set of that name in the chain's table.
+    fn set(&self, chain: usize, name: &str) -> Option<&'a WalkSet<'p>> {
+        let Some(set) = self.program.set_named(chain, name) else {
+            self.lacks(chain, name);
+            return None;
+        };
+        self.meets(self.program.chains() + set);
+        Some(self.program.set(set))
     }
 
     /// The end of a chain: back to the caller, or the base chain's policy.
@@ -279,7 +313,7 @@ impl<'a, 'p> Walker<'a, 'p> {
             }
             return None;
         }
-        let base = self.program.chains[st.base].chain;
+        let base = self.program.chain(st.base).chain;
         if base.hook.is_some_and(|h| h.policy_drop) {
             let place = self.program.place(st.base, None);
             return Some(self.ended(st, End::Drop, place));

@@ -3,13 +3,17 @@
 use super::Owner;
 use super::hash::{Map, Set};
 use super::place::Place;
-use super::set::WalkSet;
+use super::set::{Keys, WalkSet};
 use super::source::is_host;
+use crate::netfilter::changes::{At, Changes};
 use crate::netfilter::ruleset::{
-    Chain, Field, HookPoint, Lookup, Match, NatTarget, Op, Rule, Ruleset, Table, TableFamily, Value,
+    self, Chain, Field, HookPoint, Match, Op, Rule, Ruleset, Table, TableFamily, Value,
 };
 use model::address::Family;
+use std::cell::{OnceCell, RefCell};
+use std::collections::HashMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 /// A chain with its rules sorted by the destination they demand.
 pub(super) struct WalkChain<'p> {
@@ -20,16 +24,86 @@ pub(super) struct WalkChain<'p> {
     /// Lets in by source ranges.
     pub ranges: bool,
     /// `None`: no rule demands a destination, so all may match; there are up to [`PLAIN`] of them.
-    index: Option<Box<Index>>,
+    index: Option<Arc<Index>>,
 }
 
 /// Rules by the destination that they demand.
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct Index {
     generic: Vec<u32>,
     by_address: Map<IpAddr, Vec<u32>>,
     by_port: Map<(u8, u16), Vec<u32>>,
     by_point: Map<(IpAddr, u8, u16), Vec<u32>>,
+}
+
+impl Index {
+    fn of(chain: &Chain) -> Option<Index> {
+        let demands = |rule| {
+            let d = Demand::of(rule);
+            (d.address, d.protocol.zip(d.port))
+        };
+        if chain.rules.len() <= PLAIN && chain.rules.iter().all(|r| demands(r) == (None, None)) {
+            return None;
+        }
+        let mut index = Index::default();
+        for (i, rule) in chain.rules.iter().enumerate() {
+            let i = i as u32;
+            match demands(rule) {
+                (Some(a), Some((proto, port))) => {
+                    index.by_point.entry((a, proto, port)).or_default().push(i);
+                }
+                (Some(a), None) => index.by_address.entry(a).or_default().push(i),
+                (None, Some(key)) => index.by_port.entry(key).or_default().push(i),
+                (None, None) => index.generic.push(i),
+            }
+        }
+        Some(index)
+    }
+}
+
+/// A chain or set with more than this is worth having its index kept from walk to walk.
+const LARGE: usize = 64;
+
+/// Indexes of large chains and sets, kept from walk to walk while these stay as they are.
+#[derive(Debug, Default)]
+pub(super) struct Known {
+    chains: RefCell<HashMap<At, Arc<Index>>>,
+    sets: RefCell<HashMap<At, Arc<Keys>>>,
+}
+
+impl Known {
+    /// Forgets what is another now.
+    pub fn forget(&mut self, changes: &Changes) {
+        if changes.all {
+            *self = Known::default();
+            return;
+        }
+        let (chains, sets) = (self.chains.get_mut(), self.sets.get_mut());
+        chains.retain(|at, _| !changes.chains.contains_key(at));
+        sets.retain(|at, _| !changes.sets.contains_key(at));
+    }
+
+    fn index(&self, chain: &Chain, at: At) -> Option<Arc<Index>> {
+        if chain.rules.len() <= LARGE {
+            return Index::of(chain).map(Arc::new);
+        }
+        let mut known = self.chains.borrow_mut();
+        if let Some(index) = known.get(&at) {
+            return Some(index.clone());
+        }
+        let index = Arc::new(Index::of(chain)?);
+        known.insert(at, index.clone());
+        Some(index)
+    }
+
+    fn keys(&self, set: &ruleset::Set, at: At) -> Arc<Keys> {
+        if set.elements.len() <= LARGE {
+            return Arc::new(Keys::of(set));
+        }
+        let mut known = self.sets.borrow_mut();
+        let keys = known.entry(at).or_insert_with(|| Arc::new(Keys::of(set)));
+        keys.clone()
+    }
 }
 
 /// Most chains belong to one endpoint: a few rules, none of which demands a destination.
@@ -78,35 +152,14 @@ impl Candidates<'_> {
 }
 
 impl<'p> WalkChain<'p> {
-    fn new(table: usize, chain: &'p Chain, own: bool, ranges: bool) -> Self {
-        let mut c = WalkChain {
+    fn new(table: usize, chain: &'p Chain, own: bool, ranges: bool, known: &Known, at: At) -> Self {
+        WalkChain {
             table,
             chain,
             own,
             ranges,
-            index: None,
-        };
-        let demands = |rule| {
-            let d = Demand::of(rule);
-            (d.address, d.protocol.zip(d.port))
-        };
-        if chain.rules.len() <= PLAIN && chain.rules.iter().all(|r| demands(r) == (None, None)) {
-            return c;
+            index: known.index(chain, at),
         }
-        let mut index = Box::<Index>::default();
-        for (i, rule) in chain.rules.iter().enumerate() {
-            let i = i as u32;
-            match demands(rule) {
-                (Some(a), Some((proto, port))) => {
-                    index.by_point.entry((a, proto, port)).or_default().push(i);
-                }
-                (Some(a), None) => index.by_address.entry(a).or_default().push(i),
-                (None, Some(key)) => index.by_port.entry(key).or_default().push(i),
-                (None, None) => index.generic.push(i),
-            }
-        }
-        c.index = Some(index);
-        c
     }
 
     /// Are its candidates the same for every point?
@@ -141,7 +194,7 @@ impl<'p> WalkChain<'p> {
 }
 
 /// The exact destination without which a rule cannot match.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Demand {
     pub address: Option<IpAddr>,
     pub protocol: Option<u8>,
@@ -183,15 +236,27 @@ impl Demand {
         d
     }
 }
-/// All that packets of one family may meet.
+/// All that packets of one family may meet. What a chain or set needs to be walked is made when a
+/// packet first meets it: after a small change few do.
 pub(super) struct Program<'p> {
     pub tables: Vec<&'p Table>,
-    pub chains: Vec<WalkChain<'p>>,
+    owner: &'p dyn Owner,
+    known: &'p Known,
+    chains: Vec<Lazy<'p, Chain, WalkChain<'p>>>,
     /// First chain of each table in `chains`.
     first: Vec<usize>,
-    sets: Vec<Map<&'p str, WalkSet<'p>>>,
+    sets: Vec<Lazy<'p, ruleset::Set, WalkSet<'p>>>,
+    /// Sets of each table by name.
+    named: Vec<Map<&'p str, usize>>,
     /// Base chains by hook, earliest first.
     base: Map<HookPoint, Vec<usize>>,
+}
+
+/// A chain or set of a table, and what the walk makes of it.
+struct Lazy<'p, T, W> {
+    table: usize,
+    of: &'p T,
+    made: OnceCell<W>,
 }
 
 /// Which base chains come first where hook and priority are the same. In the kernel it is the one
@@ -207,37 +272,51 @@ pub(super) enum Ties {
 impl<'p> Program<'p> {
     /// The ruleset in the orders in which the kernel may go through it: one, or two where several
     /// base chains have rules at the same hook and priority.
-    pub fn orders(ruleset: &'p Ruleset, family: Family, owner: &dyn Owner) -> Vec<Program<'p>> {
-        let first = Program::new(ruleset, family, owner, Ties::AsRead);
+    pub fn orders(
+        ruleset: &'p Ruleset,
+        family: Family,
+        owner: &'p dyn Owner,
+        known: &'p Known,
+    ) -> Vec<Program<'p>> {
+        let first = Program::new(ruleset, family, owner, known, Ties::AsRead);
         let tied = first.tied();
         let mut all = vec![first];
         if tied {
-            all.push(Program::new(ruleset, family, owner, Ties::Reversed));
+            all.push(Program::new(ruleset, family, owner, known, Ties::Reversed));
         }
         all
     }
 
     fn tied(&self) -> bool {
-        let says = |c: &&WalkChain<'_>| {
-            let policy = c.chain.hook.is_some_and(|h| h.policy_drop);
-            policy || !c.chain.rules.is_empty()
+        let says = |c: &&Chain| {
+            let policy = c.hook.is_some_and(|h| h.policy_drop);
+            policy || !c.rules.is_empty()
         };
         self.base.values().any(|list| {
             let mut seen = Set::default();
             list.iter()
-                .map(|&c| &self.chains[c])
+                .map(|&c| self.chains[c].of)
                 .filter(says)
-                .filter_map(|c| Some(c.chain.hook?.priority))
+                .filter_map(|c| Some(c.hook?.priority))
                 .any(|priority| !seen.insert(priority))
         })
     }
 
-    fn new(ruleset: &'p Ruleset, family: Family, owner: &dyn Owner, ties: Ties) -> Program<'p> {
+    fn new(
+        ruleset: &'p Ruleset,
+        family: Family,
+        owner: &'p dyn Owner,
+        known: &'p Known,
+        ties: Ties,
+    ) -> Program<'p> {
         let mut p = Program {
             tables: Vec::new(),
+            owner,
+            known,
             chains: Vec::new(),
             first: Vec::new(),
             sets: Vec::new(),
+            named: Vec::new(),
             base: Map::default(),
         };
         for table in ruleset.tables.iter().filter(|t| sees(t, family)) {
@@ -245,29 +324,71 @@ impl<'p> Program<'p> {
             p.tables.push(table);
             p.first.push(p.chains.len());
             for chain in &table.chains {
-                let own = owner.owns(table, chain);
                 if let (Some(hook), false) = (chain.hook, table.dormant) {
                     p.base.entry(hook.point).or_default().push(p.chains.len());
                 }
-                let ranges = own && owner.filters_sources(&chain.name);
-                p.chains.push(WalkChain::new(t, chain, own, ranges));
+                p.chains.push(Lazy {
+                    table: t,
+                    of: chain,
+                    made: OnceCell::new(),
+                });
             }
-            p.sets.push(
-                table
-                    .sets
-                    .iter()
-                    .map(|(n, s)| (&**n, WalkSet::new(s)))
-                    .collect(),
-            );
+            let sets = p.sets.len()..;
+            let names = table.sets.keys().map(|n| &**n);
+            p.named.push(names.zip(sets).collect());
+            p.sets.extend(table.sets.values().map(|set| Lazy {
+                table: t,
+                of: set,
+                made: OnceCell::new(),
+            }));
         }
         let chains = &p.chains;
         for list in p.base.values_mut() {
             if ties == Ties::Reversed {
                 list.reverse();
             }
-            list.sort_by_key(|&c| chains[c].chain.hook.map_or(0, |h| h.priority));
+            list.sort_by_key(|&c| chains[c].of.hook.map_or(0, |h| h.priority));
         }
         p
+    }
+
+    /// How many chains there are.
+    pub fn chains(&self) -> usize {
+        self.chains.len()
+    }
+
+    /// How many sets there are.
+    pub fn sets(&self) -> usize {
+        self.sets.len()
+    }
+
+    /// A chain, with its rules sorted.
+    pub fn chain(&self, chain: usize) -> &WalkChain<'p> {
+        let lazy = &self.chains[chain];
+        lazy.made.get_or_init(|| {
+            let table = self.tables[lazy.table];
+            let own = self.owner.owns(table, lazy.of);
+            let ranges = own && self.owner.filters_sources(&lazy.of.name);
+            let at = self.chain_at(chain);
+            WalkChain::new(lazy.table, lazy.of, own, ranges, self.known, at)
+        })
+    }
+
+    /// How a chain is named among all.
+    pub fn chain_at(&self, chain: usize) -> At {
+        let lazy = &self.chains[chain];
+        At::of(self.tables[lazy.table], &lazy.of.name)
+    }
+
+    /// How a set is named among all.
+    pub fn set_at(&self, set: usize) -> At {
+        let lazy = &self.sets[set];
+        At::of(self.tables[lazy.table], &lazy.of.name)
+    }
+
+    /// How a chain or set would be named that is not in the table of this chain.
+    pub fn missing_at(&self, chain: usize, name: &str) -> At {
+        At::of(self.tables[self.chains[chain].table], &name.into())
     }
 
     /// The base chains of a hook, earliest first.
@@ -285,13 +406,20 @@ impl<'p> Program<'p> {
     }
 
     /// The set of that name in the chain's table.
-    pub fn set(&self, chain: usize, name: &str) -> Option<&WalkSet<'p>> {
-        self.sets[self.chains[chain].table].get(name)
+    pub fn set_named(&self, chain: usize, name: &str) -> Option<usize> {
+        self.named[self.chains[chain].table].get(name).copied()
+    }
+
+    /// A set, with its elements by key.
+    pub fn set(&self, set: usize) -> &WalkSet<'p> {
+        let lazy = &self.sets[set];
+        lazy.made
+            .get_or_init(|| WalkSet::new(lazy.of, self.known.keys(lazy.of, self.set_at(set))))
     }
 
     /// A rule of a chain, or its policy.
     pub fn place(&self, chain: usize, rule: Option<u32>) -> Place<'p> {
-        let c = &self.chains[chain];
+        let c = self.chain(chain);
         Place {
             table: self.tables[c.table],
             chain: c.chain,
@@ -304,19 +432,11 @@ impl<'p> Program<'p> {
 }
 
 /// Does the table see packets of the family?
-fn sees(table: &Table, family: Family) -> bool {
+pub(super) fn sees(table: &Table, family: Family) -> bool {
     match table.family {
         TableFamily::Inet => true,
         TableFamily::Ip => family == Family::V4,
         TableFamily::Ip6 => family == Family::V6,
         TableFamily::Other(_) => false,
     }
-}
-
-/// The look-ups of a rule.
-pub(super) fn lookups(rule: &Rule) -> impl Iterator<Item = &Lookup> {
-    rule.ops.iter().filter_map(|op| match op {
-        Op::Lookup(l) | Op::VerdictMap(l) | Op::Dnat(NatTarget::Map(l)) => Some(l),
-        _ => None,
-    })
 }

@@ -35,12 +35,38 @@ pub(super) enum Found<'p> {
 /// A set with its elements by key.
 pub(super) struct WalkSet<'p> {
     pub set: &'p Set,
+    keys: Arc<Keys>,
+    /// Elements by the rest of the key, the source's position left out.
+    by_rest: RefCell<Map<usize, SourceIndex>>,
+}
+
+/// Where a set's elements are.
+#[derive(Debug, Default)]
+pub(super) struct Keys {
     /// Empty in a small set, where looking at each element is quicker.
     exact: Map<Key, usize>,
     others: Vec<usize>,
     catch_all: Option<usize>,
-    /// Elements by the rest of the key, the source's position left out.
-    by_rest: RefCell<Map<usize, SourceIndex>>,
+}
+
+impl Keys {
+    pub fn of(set: &Set) -> Keys {
+        let mut keys = Keys::default();
+        for (i, e) in set.elements.iter().enumerate() {
+            if e.catch_all {
+                keys.catch_all = Some(i);
+            } else if set.elements.len() <= SMALL {
+                if !is_exact(&e.key) {
+                    keys.others.push(i);
+                }
+            } else if let Some(key) = exact_key(&e.key, None) {
+                keys.exact.entry(key).or_insert(i);
+            } else {
+                keys.others.push(i);
+            }
+        }
+        keys
+    }
 }
 
 type SourceIndex = Map<Key, Rc<Vec<(ipnet::IpNet, usize)>>>;
@@ -49,28 +75,12 @@ type SourceIndex = Map<Key, Rc<Vec<(ipnet::IpNet, usize)>>>;
 const SMALL: usize = 16;
 
 impl<'p> WalkSet<'p> {
-    pub fn new(set: &'p Set) -> Self {
-        let mut s = WalkSet {
+    pub fn new(set: &'p Set, keys: Arc<Keys>) -> Self {
+        WalkSet {
             set,
-            exact: Map::default(),
-            others: Vec::new(),
-            catch_all: None,
+            keys,
             by_rest: RefCell::default(),
-        };
-        for (i, e) in set.elements.iter().enumerate() {
-            if e.catch_all {
-                s.catch_all = Some(i);
-            } else if set.elements.len() <= SMALL {
-                if !is_exact(&e.key) {
-                    s.others.push(i);
-                }
-            } else if let Some(key) = exact_key(&e.key, None) {
-                s.exact.entry(key).or_insert(i);
-            } else {
-                s.others.push(i);
-            }
         }
-        s
     }
 
     /// Looks up a key; `source` is the position of the source address, which is not known.
@@ -86,21 +96,21 @@ impl<'p> WalkSet<'p> {
                 let mut all = self.set.elements.iter();
                 all.position(|e| !e.catch_all && is_exactly(&e.key, key))
             } else {
-                self.exact.get(key).copied()
+                self.keys.exact.get(key).copied()
             };
             if let Some(i) = exact {
                 return Found::Element(i);
             }
-            for &i in &self.others {
+            for &i in &self.keys.others {
                 match fits(&self.set.elements[i], key) {
                     Some(true) => return Found::Element(i),
                     Some(false) => {}
                     None => return Found::Unknown("an element of the set was not understood"),
                 }
             }
-            return self.catch_all.map_or(Found::Missing, Found::Element);
+            return self.keys.catch_all.map_or(Found::Missing, Found::Element);
         };
-        if self.catch_all.is_some() {
+        if self.keys.catch_all.is_some() {
             return Found::Unknown("a look-up by source with a catch-all element");
         }
         let mut index = self.by_rest.borrow_mut();

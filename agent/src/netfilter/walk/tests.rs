@@ -34,7 +34,7 @@ pub(crate) fn node() -> NodeView {
     }
 }
 
-fn cidr() -> LocalDetector {
+pub(crate) fn cidr() -> LocalDetector {
     LocalDetector::Cidr(vec!["10.244.0.0/16".parse().unwrap()])
 }
 

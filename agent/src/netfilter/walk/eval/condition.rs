@@ -21,7 +21,7 @@ impl<'a, 'p> Walker<'a, 'p> {
     pub(super) fn ranges(&self, st: &State<'a, 'p>) -> bool {
         st.frames
             .last()
-            .is_some_and(|f| self.program.chains[f.chain].ranges)
+            .is_some_and(|f| self.program.chain(f.chain).ranges)
     }
 
     pub(super) fn source_in(&self, st: &State<'a, 'p>, prefixes: &Prefixes) -> Truth {
@@ -216,7 +216,7 @@ impl<'a, 'p> Walker<'a, 'p> {
 
     pub(super) fn looks_up(&self, st: &State<'a, 'p>, chain: usize, l: &'p Lookup) -> Truth {
         self.asks_lookup(st, chain, l);
-        let Some(set) = self.program.set(chain, &l.set) else {
+        let Some(set) = self.set(chain, &l.set) else {
             return Truth::Unknown(format!("a set that was not read: {}", l.set).into());
         };
         let found = match self.key(st, &l.key) {

@@ -7,7 +7,7 @@ use crate::netfilter::walk::place::Place;
 use crate::netfilter::walk::set::{Found, NO_KEY, Part};
 use crate::netfilter::walk::source::{Prefixes, Truth};
 use model::limits::FORKS_PER_ROW;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 
 impl<'a, 'p> Walker<'a, 'p> {
@@ -20,7 +20,7 @@ impl<'a, 'p> Walker<'a, 'p> {
         pending: &mut Vec<Pending<'p>>,
     ) -> Flow<'p> {
         let place = self.program.place(chain, Some(index));
-        let Some(set) = self.program.set(chain, &lookup.set) else {
+        let Some(set) = self.set(chain, &lookup.set) else {
             return Flow::End(Answer::unknown(format!(
                 "a map that was not read: {}",
                 lookup.set
@@ -100,7 +100,7 @@ impl<'a, 'p> Walker<'a, 'p> {
     ) -> Flow<'p> {
         self.forget_tail();
         let place = self.program.place(chain, Some(index));
-        let Some(set) = self.program.set(chain, map) else {
+        let Some(set) = self.set(chain, map) else {
             return Flow::End(Answer::unknown(format!("a map that was not read: {map}")));
         };
         // A range of numbers is one element with its share.
@@ -168,7 +168,7 @@ impl<'a, 'p> Walker<'a, 'p> {
                 ..
             } => self.numgen(st, (chain, index), (*modulus, *offset), map, pending, true),
             NatTarget::Map(lookup) => {
-                let Some(set) = self.program.set(chain, &lookup.set) else {
+                let Some(set) = self.set(chain, &lookup.set) else {
                     return Flow::End(Answer::unknown(format!(
                         "a map that was not read: {}",
                         lookup.set
@@ -224,6 +224,10 @@ impl<'a, 'p> Walker<'a, 'p> {
         self.note(st, place, None);
         st.daddr = address.unwrap_or(st.daddr);
         st.dport = port.unwrap_or(st.dport);
+        if let Some(met) = self.met {
+            let to = SocketAddr::new(st.daddr, st.dport);
+            met.borrow_mut().targets.push(to);
+        }
         st.translated = Some(place);
         st.destination_done = true;
         st.trail = Some(Rc::new(Trail {

@@ -32,7 +32,7 @@ impl<'a, 'p> Walker<'a, 'p> {
             return Flow::On;
         };
         let program = self.program;
-        let Some(rule) = program.chains[chain].chain.rules.get(index as usize) else {
+        let Some(rule) = program.chain(chain).chain.rules.get(index as usize) else {
             return Flow::On;
         };
         let place = program.place(chain, Some(index));
@@ -244,7 +244,7 @@ impl<'a, 'p> Walker<'a, 'p> {
             return;
         }
         let seconds = seconds.or_else(|| {
-            let ms = self.program.set(chain, list)?.set.timeout_ms?;
+            let ms = self.set(chain, list)?.set.timeout_ms?;
             u32::try_from(ms / 1000).ok()
         });
         let mut hit = st.clone();
@@ -277,7 +277,9 @@ impl<'a, 'p> Walker<'a, 'p> {
             Verdict::Continue => {}
             Verdict::Accept => {
                 self.note(st, place, None);
-                let nat = self.program.chains[st.base]
+                let nat = self
+                    .program
+                    .chain(st.base)
                     .chain
                     .hook
                     .is_some_and(|h| h.kind == ChainType::Nat);
@@ -300,6 +302,7 @@ impl<'a, 'p> Walker<'a, 'p> {
             }
             Verdict::Jump(to) | Verdict::Goto(to) => {
                 let Some(target) = self.program.target(chain, to) else {
+                    self.lacks(chain, to);
                     return Flow::End(Answer::unknown(format!(
                         "leads to a chain that was not read: {}",
                         place.evidence()

@@ -47,6 +47,8 @@ enum Asked<'a, 'p> {
 struct Tail<'a, 'p> {
     start: Start,
     asked: Vec<Asked<'a, 'p>>,
+    /// The chains and sets on it, as [`Walker::meets`] numbers them.
+    met: Vec<usize>,
     masquerade: bool,
 }
 
@@ -91,8 +93,15 @@ impl<'a, 'p> Walker<'a, 'p> {
         let found = {
             let tails = tails.borrow();
             let mut kept = tails.kept.iter();
-            kept.find(|t| t.start == start && t.asked.iter().all(|q| self.same_answer(st, q)))
-                .map(|t| t.masquerade)
+            let found =
+                kept.find(|t| t.start == start && t.asked.iter().all(|q| self.same_answer(st, q)));
+            found.map(|t| {
+                if let Some(met) = self.met {
+                    let mut met = met.borrow_mut();
+                    t.met.iter().for_each(|thing| met.add(*thing));
+                }
+                t.masquerade
+            })
         };
         if let Some(masquerade) = found {
             st.masquerade = masquerade;
@@ -104,6 +113,7 @@ impl<'a, 'p> Walker<'a, 'p> {
             tails.recording = Some(Tail {
                 start,
                 asked: Vec::new(),
+                met: Vec::new(),
                 masquerade: false,
             });
         }
@@ -114,7 +124,7 @@ impl<'a, 'p> Walker<'a, 'p> {
         match asked {
             Asked::Local(is) => (self.local)(st.daddr) == *is,
             Asked::Rules(chain, rules) => {
-                let own = &self.program.chains[*chain];
+                let own = self.program.chain(*chain);
                 own.candidates(st.daddr, st.protocol, st.dport).same(rules)
             }
             Asked::Holds(m, is) => self.any_of(st, m) == Truth::of(*is),
@@ -136,6 +146,18 @@ impl<'a, 'p> Walker<'a, 'p> {
     pub(super) fn forget_tail(&self) {
         if let Some(tails) = self.tails {
             tails.borrow_mut().recording = None;
+        }
+    }
+
+    /// A chain or set on the way, written down.
+    pub(super) fn tail_meets(&self, thing: usize) {
+        let (Some(tails), Some(_)) = (self.tails, self.met) else {
+            return;
+        };
+        if let Ok(mut tails) = tails.try_borrow_mut()
+            && let Some(tail) = &mut tails.recording
+        {
+            tail.met.push(thing);
         }
     }
 
@@ -164,7 +186,7 @@ impl<'a, 'p> Walker<'a, 'p> {
 
     /// The candidates of a chain, written down.
     pub(super) fn asks_rules(&self, chain: usize, rules: Candidates<'a>) {
-        if !self.program.chains[chain].is_plain() {
+        if !self.program.chain(chain).is_plain() {
             self.ask(Asked::Rules(chain, rules));
         }
     }
@@ -229,7 +251,7 @@ impl<'a, 'p> Walker<'a, 'p> {
         if !by_destination {
             return None;
         }
-        let set = self.program.set(chain, &lookup.set)?;
+        let set = self.set(chain, &lookup.set)?;
         let (key, _) = self.key(st, &lookup.key).ok()?;
         match set.find(&key, None) {
             Found::Missing => Some(false),
