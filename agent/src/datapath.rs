@@ -6,7 +6,7 @@ pub mod kube_proxy_nftables;
 
 use crate::netfilter::changes::Changes;
 use crate::netfilter::ruleset::{Backend, Chain, HookPoint, Op, Ruleset, Table, Verdict};
-use crate::netfilter::walk::{self, Ask, Owner, Rewalked};
+use crate::netfilter::walk::{self, Ask, NotUnderstood, Owner, Rewalked};
 use model::address::{Family, Frontend, SourceClass};
 use model::capture::{Coverage, DatapathFound, DatapathState, Gap, Hook, Reading, Snapshot};
 use model::compare::Comparison;
@@ -238,7 +238,10 @@ pub fn snapshot(
     let datapath = in_charge(ruleset, profile);
     let ask = ask(datapath, desired, node, profile);
     let tables = walk::walk(ruleset, &ask);
-    finish(tables, &Rewalked::Whole, ruleset, datapath, &ask, profile)
+    let mut not_understood = NotUnderstood::default();
+    not_understood.update(ruleset, &Changes::all(), ask.owner);
+    let rows = (tables, &Rewalked::Whole);
+    finish(rows, &not_understood, ruleset, datapath, &ask, profile)
 }
 
 fn ask<'a>(
@@ -259,6 +262,7 @@ fn ask<'a>(
 #[derive(Debug, Default)]
 pub struct Kept {
     walk: walk::Kept,
+    not_understood: NotUnderstood,
 }
 
 impl Kept {
@@ -301,7 +305,9 @@ impl Kept {
         };
         let rules = (ruleset, changes);
         let walked = self.walk.walk(&mut tables, rules, ask, &judged, again);
-        let snapshot = finish(tables, &walked, ruleset, datapath, ask, profile);
+        self.not_understood.update(ruleset, changes, ask.owner);
+        let rows = (tables, &walked);
+        let snapshot = finish(rows, &self.not_understood, ruleset, datapath, ask, profile);
         (snapshot, walked)
     }
 }
@@ -374,8 +380,8 @@ pub fn difference(one: &Snapshot, other: &Snapshot) -> Option<String> {
 
 /// What is to be said of a ruleset besides its rows.
 fn finish(
-    mut tables: BTreeMap<Family, Reading<ForwardingTable>>,
-    walked: &Rewalked,
+    (mut tables, walked): (BTreeMap<Family, Reading<ForwardingTable>>, &Rewalked),
+    not_understood: &NotUnderstood,
     ruleset: &Ruleset,
     datapath: Option<&'static dyn Datapath>,
     ask: &Ask<'_>,
@@ -402,7 +408,7 @@ fn finish(
         }
         families.push(family);
     }
-    let (unknown_in_own_rules, unknown_in_foreign_rules) = walk::not_understood(ruleset, ask.owner);
+    let (unknown_in_own_rules, unknown_in_foreign_rules) = not_understood.all();
     let mut gaps: Vec<Gap> = Vec::new();
     for table in &ruleset.tables {
         // What packets fill is traffic, not configuration: it is not read on purpose, so no gap.

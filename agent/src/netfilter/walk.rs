@@ -19,6 +19,7 @@ mod program;
 mod row;
 mod set;
 mod source;
+mod understood;
 
 use crate::netfilter::ruleset::{Chain, Ruleset, Table};
 use eval::{Tails, Walker};
@@ -40,6 +41,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
+pub use understood::NotUnderstood;
 
 /// What a datapath says about names: which chains are its own, and whose they are.
 pub trait Owner {
@@ -263,12 +265,6 @@ fn in_any_order<'a, 'p>(
         }
     }
     row
-}
-
-/// Conditions and statements that were not understood: those in the datapath's own rules, as
-/// evidence, and how many there are in other rules.
-pub fn not_understood(ruleset: &Ruleset, owner: &dyn Owner) -> (Vec<Evidence>, u64) {
-    candidates::not_understood(ruleset, owner)
 }
 
 /// A concrete packet's way, place by place.

@@ -138,6 +138,7 @@ impl Content {
     }
 
     /// As a reading of it would be recorded.
+    #[allow(dead_code, reason = "each test file uses a part")]
     pub fn capture(&self, generation: u32) -> Capture {
         let mut capture = Capture {
             generation: Some(generation),

@@ -5,11 +5,10 @@ use super::program::{Demand, sees};
 use super::source::is_host;
 use crate::netfilter::changes::At;
 use crate::netfilter::ruleset::{
-    Element, Field, Match, NatTarget, Op, Rule, Ruleset, Table, TableFamily, Value,
+    Element, Field, Match, NatTarget, Op, Rule, Ruleset, Table, Value,
 };
 use ipnet::IpNet;
 use model::address::{Family, Frontend, Protocol};
-use model::finding::Evidence;
 use model::view::NodeView;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
@@ -433,41 +432,4 @@ fn used_sets(rule: &Rule) -> impl Iterator<Item = (&Arc<str>, &[Field], bool)> {
 fn leads_somewhere(ops: &[Op]) -> bool {
     use crate::netfilter::ruleset::Verdict::{Accept, Continue, Return};
     !matches!(ops.last(), Some(Op::Verdict(Accept | Continue | Return)))
-}
-
-/// See [`super::not_understood`].
-pub(super) fn not_understood(ruleset: &Ruleset, owner: &dyn Owner) -> (Vec<Evidence>, u64) {
-    let mut own = Vec::new();
-    let mut foreign = 0;
-    for table in &ruleset.tables {
-        if matches!(table.family, TableFamily::Other(_)) {
-            continue;
-        }
-        for chain in &table.chains {
-            let owned = owner.owns(table, chain);
-            for rule in &chain.rules {
-                for op in &rule.ops {
-                    let what = match op {
-                        Op::UnknownMatch(what)
-                        | Op::UnknownStatement(what)
-                        | Op::Dnat(NatTarget::Unknown(what)) => what,
-                        _ => continue,
-                    };
-                    if !owned {
-                        foreign += 1;
-                        continue;
-                    }
-                    own.push(Evidence {
-                        family: table.word().into(),
-                        table: table.name.clone(),
-                        chain: chain.name.clone(),
-                        handle: Some(rule.handle),
-                        element: None,
-                        says: format!("not understood: {what}").into(),
-                    });
-                }
-            }
-        }
-    }
-    (own, foreign)
 }

@@ -256,7 +256,7 @@ pub(super) struct Program<'p> {
 struct Lazy<'p, T, W> {
     table: usize,
     of: &'p T,
-    made: OnceCell<W>,
+    made: OnceCell<Box<W>>,
 }
 
 /// Which base chains come first where hook and priority are the same. In the kernel it is the one
@@ -370,7 +370,8 @@ impl<'p> Program<'p> {
             let own = self.owner.owns(table, lazy.of);
             let ranges = own && self.owner.filters_sources(&lazy.of.name);
             let at = self.chain_at(chain);
-            WalkChain::new(lazy.table, lazy.of, own, ranges, self.known, at)
+            let chain = WalkChain::new(lazy.table, lazy.of, own, ranges, self.known, at);
+            Box::new(chain)
         })
     }
 
@@ -413,8 +414,10 @@ impl<'p> Program<'p> {
     /// A set, with its elements by key.
     pub fn set(&self, set: usize) -> &WalkSet<'p> {
         let lazy = &self.sets[set];
-        lazy.made
-            .get_or_init(|| WalkSet::new(lazy.of, self.known.keys(lazy.of, self.set_at(set))))
+        lazy.made.get_or_init(|| {
+            let keys = self.known.keys(lazy.of, self.set_at(set));
+            Box::new(WalkSet::new(lazy.of, keys))
+        })
     }
 
     /// A rule of a chain, or its policy.
