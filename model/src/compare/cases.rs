@@ -5,6 +5,7 @@ use crate::examine::kit::{
     A, B, WEB, World, evidence, forward, frontend, hook, observed, plain, web,
 };
 use crate::finding::Severity;
+use crate::name::ServicePortName;
 use crate::table::{Affinity, Masquerade, SourceRanges};
 use std::sync::Arc;
 
