@@ -59,31 +59,36 @@ impl Services {
         let accused = differences
             .iter()
             .filter_map(|d| d.fact.service.as_ref().map(|s| &s.service));
-        let names: BTreeSet<&ServiceName> = self.sums.keys().chain(accused).collect();
-        self.seen.retain(|name, _| names.contains(name));
-        for name in names {
-            let stamp = context.view.changed.get(name).map(|t| t.mono);
-            let digest = self.sums.get(name).map_or(0, Sum::digest);
-            let Some(seen) = self.seen.get_mut(name) else {
-                let seen = Seen {
-                    stamp,
-                    digest,
-                    moved: now.mono,
-                    agreed: false,
-                };
-                self.seen.insert(name.clone(), seen);
-                continue;
+        let asks = self.sums.iter().map(|(name, sum)| (name, sum.digest()));
+        let mut names: Vec<(&ServiceName, u64)> = asks.chain(accused.map(|n| (n, 0))).collect();
+        // Stable: of one that asks for something and is accused, the digest comes first.
+        names.sort_by_key(|(name, _)| *name);
+        names.dedup_by_key(|(name, _)| *name);
+        // All three are sorted: thousands of look-ups by name would be most of what a pass costs in
+        // which little moved.
+        let mut stamps = context.view.changed.iter().peekable();
+        let mut before = std::mem::take(&mut self.seen).into_iter().peekable();
+        let mut seen = Vec::with_capacity(names.len());
+        for (name, digest) in names {
+            while stamps.next_if(|(n, _)| *n < name).is_some() {}
+            while before.next_if(|(n, _)| n < name).is_some() {}
+            let stamp = stamps.next_if(|(n, _)| *n == name).map(|(_, t)| t.mono);
+            let new = Seen {
+                stamp,
+                digest,
+                moved: now.mono,
+                agreed: false,
             };
-            if (seen.stamp, seen.digest) != (stamp, digest) {
-                api_moved |= seen.stamp != stamp && seen.digest != digest;
-                *seen = Seen {
-                    stamp,
-                    digest,
-                    moved: now.mono,
-                    agreed: false,
-                };
-            }
+            seen.push(match before.next_if(|(n, _)| n == name) {
+                None => (name.clone(), new),
+                Some((name, was)) if (was.stamp, was.digest) == (stamp, digest) => (name, was),
+                Some((name, was)) => {
+                    api_moved |= was.stamp != stamp && was.digest != digest;
+                    (name, new)
+                }
+            });
         }
+        self.seen = seen.into_iter().collect();
         let still: BTreeSet<Frontend> = differences
             .iter()
             .filter(|d| d.fact.kind == FindingKind::StaleFrontend)
