@@ -538,3 +538,34 @@ fn api_conflict_is_worth_knowing() {
     }
     assert_eq!(kinds(&w), []);
 }
+
+/// The answer for an address's other ports stands for a port that has no row: what becomes of the one is
+/// told of the other, though only the one was touched.
+#[test]
+fn what_stands_for_a_port_moves_it() {
+    const OTHERS: &str = "10.96.0.10:*/*";
+    const PORT: &str = "10.96.0.10:81/TCP";
+    let does = |action| Forwarding::without_backends(Some(web()), action);
+    let mut w = World::new();
+    w.ask(PORT, does(Action::Reject));
+    w.both(OTHERS, does(Action::Reject));
+    let before = compared(&w);
+    assert_eq!((before.differences.len(), before.judged.pairs), (0, 9));
+    w.kernel(OTHERS, does(Action::Drop));
+    let touched = BTreeSet::from([frontend(OTHERS)]);
+    let after = compare_again(
+        &w.desired,
+        &w.snapshot,
+        &w.node,
+        &w.profile,
+        &w.view,
+        false,
+        (&before, Some(&touched)),
+    );
+    let facts = after.differences.iter().map(|d| d.fact.frontend);
+    assert!(
+        facts.flatten().any(|f| f == frontend(PORT)),
+        "{:?}",
+        after.differences
+    );
+}
