@@ -15,6 +15,9 @@ const RULES_IN_ONE_DUMP: u64 = 25_000;
 const TRIES: u32 = 5;
 /// `NFNL_SUBSYS_NFTABLES` and `NFT_MSG_NEWGEN` (linux/netfilter/nf_tables.h).
 const NEW_GENERATION: u16 = 10 << 8 | 15;
+/// Attempts to read everything without a change in between, on a node whose kube-proxy writes again and
+/// again.
+const READINGS: u32 = 12;
 /// `NFT_SET_EVAL`: filled by packets.
 const SET_DYNAMIC: u32 = 0x20;
 
@@ -156,10 +159,10 @@ pub fn read_from(answers: &mut dyn Answers) -> Result<Capture, ReadError> {
 }
 
 fn attempts(mut read: impl FnMut() -> Result<Capture, ReadError>) -> Result<Capture, ReadError> {
-    for attempt in 1..=TRIES {
+    for attempt in 1..=READINGS {
         match read() {
             Ok(capture) => return Ok(capture),
-            Err(ReadError::Torn { .. }) if attempt < TRIES => {
+            Err(ReadError::Torn { .. }) if attempt < READINGS => {
                 // A transaction is short; the writer may have several to make.
                 std::thread::sleep(Duration::from_millis(u64::from(attempt) * 20));
             }
@@ -167,7 +170,7 @@ fn attempts(mut read: impl FnMut() -> Result<Capture, ReadError>) -> Result<Capt
             Err(other) => return Err(other),
         }
     }
-    Err(ReadError::Torn { tries: TRIES })
+    Err(ReadError::Torn { tries: READINGS })
 }
 
 /// A chain of the list, and an upper bound for its rules (`NFTA_CHAIN_USE`: jumps to it as well).

@@ -21,6 +21,20 @@ fn compared(w: &World) -> Comparison {
     )
 }
 
+/// The comparison of a world of which `before` was another moment; only `touched` moved since.
+fn carried_on(w: &World, before: &Comparison, touched: &[&str]) -> Comparison {
+    let touched = touched.iter().map(|f| frontend(f)).collect();
+    compare_again(
+        &w.desired,
+        &w.snapshot,
+        &w.node,
+        &w.profile,
+        &w.view,
+        false,
+        (before, Some(&touched)),
+    )
+}
+
 fn kinds(w: &World) -> Vec<FindingKind> {
     compared(w)
         .differences
@@ -552,20 +566,45 @@ fn what_stands_for_a_port_moves_it() {
     let before = compared(&w);
     assert_eq!((before.differences.len(), before.judged.pairs), (0, 9));
     w.kernel(OTHERS, does(Action::Drop));
-    let touched = BTreeSet::from([frontend(OTHERS)]);
-    let after = compare_again(
-        &w.desired,
-        &w.snapshot,
-        &w.node,
-        &w.profile,
-        &w.view,
-        false,
-        (&before, Some(&touched)),
-    );
+    let after = carried_on(&w, &before, &[OTHERS]);
     let facts = after.differences.iter().map(|d| d.fact.frontend);
     assert!(
         facts.flatten().any(|f| f == frontend(PORT)),
         "{:?}",
         after.differences
     );
+}
+
+/// A rule that is not the datapath's stays told of, though none of the frontends that it hits is touched.
+#[test]
+fn a_foreign_rule_stays_while_something_else_moves() {
+    let mut w = World::new();
+    const OTHER: &str = "10.96.0.11:80/TCP";
+    w.both(OTHER, forward(web(), &[A]));
+    w.kernel_by(WEB, forward(web(), &["192.0.2.9:80"]), DecidedBy::Foreign);
+    let before = compared(&w);
+    let kinds = |c: &Comparison| -> Vec<_> { c.differences.iter().map(|d| d.fact.kind).collect() };
+    assert_eq!(kinds(&before), [FindingKind::ForeignRule]);
+    w.both(OTHER, forward(web(), &[B]));
+    assert_eq!(
+        kinds(&carried_on(&w, &before, &[OTHER])),
+        [FindingKind::ForeignRule]
+    );
+    w.both(WEB, forward(web(), &[A, B]));
+    assert_eq!(kinds(&carried_on(&w, &before, &[OTHER, WEB])), []);
+}
+
+/// So it is with a range that comes: it answers for every address in it.
+#[test]
+fn a_range_that_comes_answers_for_what_is_in_it() {
+    const RANGE: &str = "10.96.0.0/16:*/*";
+    const PORT: &str = "10.96.0.11:81/TCP";
+    let does = |action| Forwarding::without_backends(Some(web()), action);
+    let mut w = World::new();
+    w.ask(PORT, does(Action::Reject));
+    let before = compared(&w);
+    assert_eq!(before.differences.len(), 1, "{:?}", before.differences);
+    w.kernel(RANGE, does(Action::Reject));
+    let after = carried_on(&w, &before, &[RANGE]);
+    assert_eq!(after.differences, []);
 }

@@ -582,3 +582,16 @@ fn memory_is_bounded() {
     assert!(ledger.open.is_empty());
     assert_eq!(ledger.healed.len(), limits::LEDGER_HEALED);
 }
+
+/// The stamp of a Service that is gone stays for a while, and hides none behind it.
+#[test]
+fn a_stamp_of_a_service_that_is_gone_hides_no_other() {
+    let mut w = World::new();
+    w.view.changed.insert(ServiceName::new("a", "gone"), w.now);
+    w.pass();
+    w.wait(2_000);
+    w.touch();
+    w.look();
+    let moved = w.ledger.services.moved_at(&web().service);
+    assert_eq!(moved, Some(w.now.mono));
+}

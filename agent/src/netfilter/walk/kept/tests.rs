@@ -176,6 +176,12 @@ fn a_rule_about_a_backend_concerns_who_sends_there() {
         chain(rules, "filter", "FORWARD").rules.insert(0, drop);
     });
     assert_eq!(two.walked(), frontends(&["10.96.10.10:80/TCP"]));
+    // Dropped, it is no backend of the row; when the rule goes, it is one again.
+    let back = Two {
+        was: two.is,
+        is: two.was,
+    };
+    assert_eq!(back.walked(), frontends(&["10.96.10.10:80/TCP"]));
 }
 
 #[test]
