@@ -59,7 +59,14 @@ impl Planted {
     fn on(laboratory: &Laboratory, fault: &'static Fault, damage: Vec<Lasting>) -> Result<Planted> {
         let mut nodes = Vec::new();
         for (station, damage) in laboratory.stations.iter().zip(damage) {
-            damage.plant(station)?;
+            // kube-proxy may write a rule anew between the look for it and its removal.
+            let mut tries = 0;
+            while let Err(error) = damage.plant(station) {
+                tries += 1;
+                if tries == 5 {
+                    return Err(error);
+                }
+            }
             nodes.push(OnNode {
                 name: station.node.name().to_owned(),
                 damage,

@@ -34,7 +34,9 @@ use std::time::{Duration, Instant};
 /// Rounds of reading what changed during the last one.
 const ROUNDS: u32 = 20;
 /// Attempts to read a list, or a table's rules, without a change in between.
-const TRIES: u32 = 5;
+const TRIES: u32 = 12;
+/// What a writer adds is in the way before it is told of; waited so long for its end, times the attempt.
+const PAUSE: Duration = Duration::from_millis(20);
 /// The number of a generation is there before its events are; a transaction is over within this.
 const EVENTS_FOLLOW: Duration = Duration::from_millis(500);
 
@@ -136,7 +138,10 @@ impl Steady {
             self.marks.everything();
         }
         let mut anew = false;
-        for _ in 0..ROUNDS {
+        for round in 0..ROUNDS {
+            if round > 2 {
+                self.events.wait(PAUSE * round);
+            }
             changed |= self.tables()?;
             let (now, writer) = generation(&mut *self.answers)?;
             hear_until(&mut *self.events, &mut self.marks, now)?;
@@ -500,7 +505,10 @@ fn list(
     marks: &mut Marks,
     question: &Question<'_>,
 ) -> Result<Messages, ReadError> {
-    for _ in 0..TRIES {
+    for attempt in 0..TRIES {
+        if attempt > 0 {
+            events.wait(PAUSE * attempt);
+        }
         let before = settle(answers, events, marks)?;
         let mut messages = Messages::default();
         match nf_tables::ask(answers, question, None, |m| messages.push(m)) {

@@ -134,13 +134,13 @@ impl Services {
                 self.withdrawn.insert(*frontend);
             }
         }
-        debug_assert!(
-            self.sums == sums(context.desired)
-                && self.asked.iter().eq(&context
-                    .desired
-                    .keys()
-                    .map(|(f, _)| *f)
-                    .collect::<BTreeSet<_>>()),
+        assert!(
+            !cfg!(test)
+                || (self.sums == sums(context.desired)
+                    && context.desired.keys().all(|(f, _)| self.asked.contains(f))
+                    && self.asked.iter().all(|f| SourceClass::ALL
+                        .iter()
+                        .any(|s| context.desired.contains_key(&(*f, *s))))),
             "brought up to date ({touched:?}), something else is asked for than taken whole"
         );
     }
