@@ -9,45 +9,10 @@ mod seeded;
 use agent::datapath::{self, Kept};
 use agent::kernel::steady::Steady;
 use agent::netfilter::walk::Rewalked;
-use fake_kernel::{Content, Faults, Kernel};
-use model::address::Frontend;
+use fake_kernel::{Asked, Faults, Kernel};
 use model::capture::{Reading, Snapshot};
-use model::desired::{desired, frontends};
-use model::name::ServicePortName;
-use model::profile::ProxyProfile;
-use model::view::{ClusterView, NodeView};
-use seeded::{bundle, seeds, with_seeds};
+use seeded::{seeds, with_seeds};
 use std::collections::{BTreeMap, BTreeSet};
-
-/// The rules of a bundle, and what is asked of them.
-struct Asked {
-    content: Content,
-    node: NodeView,
-    frontends: BTreeMap<Frontend, Option<ServicePortName>>,
-    profile: ProxyProfile,
-}
-
-impl Asked {
-    fn of(name: &str) -> Asked {
-        let (captures, pass) = bundle(name);
-        let mut view = ClusterView::default();
-        pass.view.clone().apply(&mut view);
-        let addresses = pass.addresses.clone().expect("they could be read");
-        let here = |ip| addresses.iter().any(|a| a.address == ip);
-        let mut nodes = view.nodes.values();
-        let own = nodes.find(|n| n.internal_ips.iter().all(|ip| here(*ip)));
-        let node = NodeView {
-            name: own.expect("its own Node").name.clone(),
-            addresses,
-        };
-        Asked {
-            content: Content::of(&captures.nf_tables.expect("nf_tables were read")),
-            frontends: frontends(&desired(&view, &node, &pass.profile)),
-            node,
-            profile: pass.profile,
-        }
-    }
-}
 
 #[test]
 fn by_parts_the_rows_are_those_of_the_whole() {
@@ -79,9 +44,9 @@ fn by_parts_the_rows_are_those_of_the_whole() {
                 (&reading, &read.changes),
                 (&wanted, (!random.one_in(20)).then_some(&again)),
                 &asked.node,
-                &asked.profile,
+                &asked.pass.profile,
             );
-            let anew = datapath::snapshot(&reading, &wanted, &asked.node, &asked.profile);
+            let anew = datapath::snapshot(&reading, &wanted, &asked.node, &asked.pass.profile);
             if let Some(difference) = datapath::difference(&snapshot, &anew) {
                 let log = &kernel.lock().log;
                 panic!(

@@ -13,21 +13,16 @@
 mod fake_kernel;
 mod seeded;
 
-use agent::bundle::Recorded;
 use agent::datapath;
 use agent::host::nf_tables;
 use agent::kernel::steady::Steady;
 use agent::netfilter::nftables::capture::Capture;
 use agent::netfilter::nftables::decode;
 use agent::netfilter::ruleset::{Ruleset, Table};
-use fake_kernel::{Content, Damage, Fake, Faults, Kernel};
-use model::address::Frontend;
+use fake_kernel::{Asked, Content, Damage, Fake, Faults, Kernel};
 use model::capture::Reading;
-use model::desired::{desired, frontends};
-use model::name::ServicePortName;
 use model::table::{Action, Affinity, Forwarding, Key, Masquerade};
-use model::view::{ClusterView, NodeView};
-use seeded::{Random, bundle, file, seeds, with_seeds, with_seeds_and};
+use seeded::{Random, file, seeds, with_seeds, with_seeds_and};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Without what says nothing: the order of chains and tables, and of elements in a hash.
@@ -167,36 +162,7 @@ fn what_is_read_is_what_was_there() {
     assert!(right > n && after_faults > n / 4 && moved > n / 8 && refused > n / 10);
 }
 
-/// What is asked of the rules of a bundle.
-struct Asked {
-    content: Content,
-    node: NodeView,
-    frontends: BTreeMap<Frontend, Option<ServicePortName>>,
-    pass: Recorded,
-}
-
 impl Asked {
-    fn of(name: &str) -> Asked {
-        let (captures, pass) = bundle(name);
-        let mut view = ClusterView::default();
-        pass.view.clone().apply(&mut view);
-        let addresses = pass.addresses.clone().expect("they could be read");
-        let here = |ip| addresses.iter().any(|a| a.address == ip);
-        let mut nodes = view.nodes.values();
-        let own = nodes.find(|n| n.internal_ips.iter().all(|ip| here(*ip)));
-        let node = NodeView {
-            name: own.expect("its own Node").name.clone(),
-            addresses,
-        };
-        let desired = desired(&view, &node, &pass.profile);
-        Asked {
-            content: Content::of(&captures.nf_tables.expect("nf_tables were read")),
-            frontends: frontends(&desired),
-            node,
-            pass,
-        }
-    }
-
     /// What each destination gets; `None`: not judged.
     fn rows(&self, ruleset: Ruleset) -> BTreeMap<Key, Option<Forwarding>> {
         let reading = Reading::Read(ruleset);

@@ -149,6 +149,10 @@ pub fn compare(
         view,
         programmed_before,
     };
+    whole(input, earlier)
+}
+
+fn whole(input: Input<'_>, earlier: &[Arc<Row>]) -> Comparison {
     let mut out = Collected {
         earlier,
         ..Collected::default()
@@ -159,7 +163,7 @@ pub fn compare(
     node::unknown_own_rules(input, &mut out);
     let parts = Parts::of(input, &mut out);
     Comparison {
-        programmed_before,
+        programmed_before: input.programmed_before,
         parts,
         ..out.finish()
     }
@@ -184,18 +188,7 @@ pub fn compare_again(
         view,
         programmed_before,
     };
-    let whole = || {
-        let rows = &earlier.rows;
-        compare(
-            desired,
-            snapshot,
-            node,
-            profile,
-            view,
-            programmed_before,
-            rows,
-        )
-    };
+    let whole = || whole(input, &earlier.rows);
     let carried = touched.and_then(|touched| parts::carry_on(input, earlier, touched));
     assert!(
         !cfg!(test) || carried.as_ref().is_none_or(|c| c.says_the_same(&whole())),

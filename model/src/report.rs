@@ -139,6 +139,15 @@ impl Judged {
 
     /// Counts those of others as well.
     pub(crate) fn add(&mut self, other: &Judged) {
+        self.combine(other, u64::saturating_add);
+    }
+
+    /// Counts those no more that were counted by [`Judged::add`].
+    pub(crate) fn sub(&mut self, other: &Judged) {
+        self.combine(other, u64::saturating_sub);
+    }
+
+    fn combine(&mut self, other: &Judged, of: fn(u64, u64) -> u64) {
         // Named, so that a new field cannot be forgotten here.
         let Judged {
             pairs,
@@ -149,47 +158,21 @@ impl Judged {
             not_comparable,
             not_comparable_reasons,
         } = other;
-        self.pairs += pairs;
-        self.multi_answer += multi_answer;
-        self.converging += converging;
-        self.unknown += unknown;
-        self.not_comparable += not_comparable;
-        for (why, n) in unknown_reasons {
-            *self.unknown_reasons.entry(*why).or_default() += n;
-        }
-        for (why, n) in not_comparable_reasons {
-            *self.not_comparable_reasons.entry(*why).or_default() += n;
-        }
-    }
-
-    /// Counts those no more that were counted by [`Judged::add`].
-    pub(crate) fn sub(&mut self, other: &Judged) {
-        fn less(reasons: &mut BTreeMap<NotJudged, u64>, other: &BTreeMap<NotJudged, u64>) {
-            for (why, n) in other {
-                if let Some(have) = reasons.get_mut(why) {
-                    *have = have.saturating_sub(*n);
-                    if *have == 0 {
-                        reasons.remove(why);
-                    }
-                }
+        self.pairs = of(self.pairs, *pairs);
+        self.multi_answer = of(self.multi_answer, *multi_answer);
+        self.converging = of(self.converging, *converging);
+        self.unknown = of(self.unknown, *unknown);
+        self.not_comparable = of(self.not_comparable, *not_comparable);
+        for (own, reasons) in [
+            (&mut self.unknown_reasons, unknown_reasons),
+            (&mut self.not_comparable_reasons, not_comparable_reasons),
+        ] {
+            for (why, n) in reasons {
+                let have = own.entry(*why).or_default();
+                *have = of(*have, *n);
             }
+            own.retain(|_, n| *n > 0);
         }
-        let Judged {
-            pairs,
-            multi_answer,
-            converging,
-            unknown,
-            unknown_reasons,
-            not_comparable,
-            not_comparable_reasons,
-        } = other;
-        self.pairs = self.pairs.saturating_sub(*pairs);
-        self.multi_answer = self.multi_answer.saturating_sub(*multi_answer);
-        self.converging = self.converging.saturating_sub(*converging);
-        self.unknown = self.unknown.saturating_sub(*unknown);
-        self.not_comparable = self.not_comparable.saturating_sub(*not_comparable);
-        less(&mut self.unknown_reasons, unknown_reasons);
-        less(&mut self.not_comparable_reasons, not_comparable_reasons);
     }
 }
 

@@ -93,7 +93,7 @@ pub fn read() -> Result<Capture, ReadError> {
 /// A socket that is closed takes nf_tables' lock for a moment, to look for tables that it owns
 /// (`nft_rcv_nl_event`, since Linux 5.12). A writer holds that lock from its first message until its
 /// events are out. On older kernels this waits for nothing.
-fn wait_for_writer() -> Result<(), ReadError> {
+pub(crate) fn wait_for_writer() -> Result<(), ReadError> {
     open().map(drop)
 }
 

@@ -7,15 +7,17 @@
 //! the rest be read again.
 //!
 //! A number is there a moment before what it stands for is (`nf_tables_commit` counts first, and tells
-//! last), so reading between two equal numbers alone would not do. Only the very first reading has no
-//! earlier event to hold on to: if a transaction is at work just then, the reading after it sees it
-//! whole, and no finding comes from one reading.
+//! last), so reading between two equal numbers alone would not do. The very first reading has no earlier
+//! event to hold on to: before it, a transaction that is under way is waited for. Where that cannot be
+//! (kernels before 5.12), the reading after it sees it whole, and no finding comes from one reading.
 //!
 //! Before it has its number, a transaction moves positions: see `nf_tables::rules`.
 //!
 //! Events are heard in both of kube-proxy's modes. In iptables mode each of its syncs rewrites chains
 //! that all Services share (8 MB of events among 5,000 Services), which is still a tenth of what a
 //! whole reading costs; where more comes than the socket holds, everything is read, as without it.
+
+mod questions;
 
 use super::marks::{Marks, Parts};
 use crate::host::events::{Events, Heard};
@@ -29,16 +31,11 @@ use crate::netfilter::nftables::attributes::c_string;
 use crate::netfilter::nftables::capture::Messages;
 use crate::netfilter::nftables::mirror::{Mirror, Place, RuleState};
 use crate::netfilter::ruleset::Ruleset;
-use std::time::{Duration, Instant};
+use questions::{PAUSE, hear_until, list, one, settle};
+use std::time::Duration;
 
 /// Rounds of reading what changed during the last one.
 const ROUNDS: u32 = 20;
-/// Attempts to read a list, or a table's rules, without a change in between.
-const TRIES: u32 = 12;
-/// What a writer adds is in the way before it is told of; waited so long for its end, times the attempt.
-const PAUSE: Duration = Duration::from_millis(20);
-/// The number of a generation is there before its events are; a transaction is over within this.
-const EVENTS_FOLLOW: Duration = Duration::from_millis(500);
 
 /// What tells that something changed: the kernel's events, or those of a test.
 pub trait Hears {
@@ -86,9 +83,14 @@ impl Steady {
     /// # Errors
     /// As [`nf_tables::open`].
     pub fn open() -> Result<Steady, ReadError> {
-        let answers = nf_tables::open()?;
+        let mut answers = nf_tables::open()?;
         let events = Events::open().map_err(nf_tables::refused)?;
-        Ok(Steady::of(Box::new(answers), Box::new(events)))
+        // What has its number now is over when the wait is, and what comes later is told of.
+        let (now, _) = generation(&mut answers)?;
+        nf_tables::wait_for_writer()?;
+        let mut steady = Steady::of(Box::new(answers), Box::new(events));
+        steady.marks.heard = Some(now);
+        Ok(steady)
     }
 
     /// Over anything that answers and tells.
@@ -452,94 +454,6 @@ const BOTH: Parts = Parts {
     definition: true,
     content: true,
 };
-
-/// Hears everything up to a generation.
-fn hear_until(events: &mut dyn Hears, marks: &mut Marks, generation: u32) -> Result<(), ReadError> {
-    let until = Instant::now() + EVENTS_FOLLOW;
-    let mut over = false;
-    loop {
-        match events.hear(&mut |kind, message| marks.note(kind, message)) {
-            Ok(Heard::All) => {}
-            Ok(Heard::Lost) => marks.lost(),
-            Err(error) => return Err(ReadError::Failed(error)),
-        }
-        if marks.all && marks.heard.is_none() && !marks.lost {
-            // What follows is read after this, and later events count from here.
-            marks.heard = Some(generation);
-        }
-        if marks.has_heard(generation) {
-            return Ok(());
-        }
-        if over {
-            // A generation without events is nothing that is known of, or its events were lost;
-            // whatever it was is read.
-            marks.everything();
-            marks.heard = Some(generation);
-            marks.lost = false;
-            return Ok(());
-        }
-        let left = until.saturating_duration_since(Instant::now());
-        over = left.is_zero() || !events.wait(left);
-    }
-}
-
-/// Hears every transaction that has a number to its end; gives the number of the last.
-fn settle(
-    answers: &mut dyn Answers,
-    events: &mut dyn Hears,
-    marks: &mut Marks,
-) -> Result<u32, ReadError> {
-    let (now, _) = generation(answers)?;
-    hear_until(events, marks, now)?;
-    Ok(now)
-}
-
-/// A list, tried again when something changed under it.
-///
-/// A dump goes on by position: what goes away before it makes it leave out something else, of which
-/// no event tells. It says so itself only where its number was another at its beginning; a transaction
-/// that was under way then had its number already. So none may have been, from before to after.
-fn list(
-    answers: &mut dyn Answers,
-    events: &mut dyn Hears,
-    marks: &mut Marks,
-    question: &Question<'_>,
-) -> Result<Messages, ReadError> {
-    for attempt in 0..TRIES {
-        if attempt > 0 {
-            events.wait(PAUSE * attempt);
-        }
-        let before = settle(answers, events, marks)?;
-        let mut messages = Messages::default();
-        match nf_tables::ask(answers, question, None, |m| messages.push(m)) {
-            Ok(()) if generation(answers)?.0 == before && !nf_tables::names_twice(&messages) => {
-                return Ok(messages);
-            }
-            Ok(()) | Err(ReadError::Torn { .. }) => {}
-            Err(other) => return Err(other),
-        }
-    }
-    Err(ReadError::Torn { tries: TRIES })
-}
-
-/// The one answer about one object; `None`: it is gone.
-fn one(answers: &mut dyn Answers, question: &Question<'_>) -> Result<Option<Vec<u8>>, ReadError> {
-    for _ in 0..TRIES {
-        let mut found = None;
-        let asked = answers.ask(question, &mut |message| {
-            found = Some(message.to_vec());
-            true
-        });
-        match asked {
-            Ok(()) => return Ok(found),
-            Err(NetlinkError::Gone) => return Ok(None),
-            Err(NetlinkError::Interrupted) => {}
-            Err(NetlinkError::Permission) => return Err(ReadError::Permission),
-            Err(other) => return Err(ReadError::Failed(other)),
-        }
-    }
-    Err(ReadError::Torn { tries: TRIES })
-}
 
 #[cfg(test)]
 mod tests;

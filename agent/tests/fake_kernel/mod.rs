@@ -11,6 +11,7 @@
 //! - A table with an owner goes without event and without number.
 //! - Events that do not fit are dropped from there on until the reader has read what is left.
 
+mod asked;
 mod changes;
 mod content;
 
@@ -19,6 +20,7 @@ use agent::host::events::Heard;
 use agent::host::netlink::{NetlinkError, Question};
 use agent::host::nf_tables::Answers;
 use agent::kernel::steady::Hears;
+pub use asked::Asked;
 use changes::told;
 pub use content::Content;
 use content::{Hidden, Message, attribute, chain_of};

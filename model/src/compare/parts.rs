@@ -7,9 +7,9 @@
 use super::{
     Charge, Collected, Comparison, Input, Rows, Wildcards, charge, has_rules, node, one_pair,
 };
-use crate::address::{Family, Frontend, SourceClass};
+use crate::address::{Family, Frontend, Protocol, SourceClass};
 use crate::capture::Reading;
-use crate::finding::Evidence;
+use crate::finding::{Evidence, Fact};
 use crate::name::ServiceName;
 use crate::profile::ProxyProfile;
 use crate::report::{Judged, Row};
@@ -142,9 +142,8 @@ pub(super) fn carry_on(
     if earlier.parts.ground.as_ref() != Some(&ground) {
         return None;
     }
-    let whole_node = |f: &crate::finding::Fact| {
-        f.frontend.is_none() && f.detail.as_deref() != Some(node::OWN_RULES)
-    };
+    let whole_node =
+        |f: &Fact| f.frontend.is_none() && f.detail.as_deref() != Some(node::OWN_RULES);
     if earlier.pairs.keys().any(whole_node) {
         return None;
     }
@@ -157,7 +156,7 @@ pub(super) fn carry_on(
     let wildcards = these.iter().filter(|f| matches!(f, Frontend::Address(_)));
     let addresses: Vec<_> = wildcards.map(Frontend::address).collect();
     for address in addresses {
-        let first = Frontend::port(address, crate::address::Protocol::Tcp, 0);
+        let first = Frontend::port(address, Protocol::Tcp, 0);
         let last = (Frontend::Address(address), SourceClass::ALL[0]);
         let from = (first, SourceClass::ALL[0]);
         let asked = input.desired.range(from..=last).map(|(k, _)| k.0);
@@ -237,3 +236,6 @@ pub(super) fn carry_on(
         ..out.finish()
     })
 }
+
+#[cfg(test)]
+mod tests;

@@ -296,7 +296,10 @@ impl Pass<'_, '_> {
         });
         let mut all: Vec<Frontend> = moved.map(|(f, _)| *f).collect();
         // One that had no point may have one now.
-        let without = self.side.named.frontends_without_port();
+        let asked = self.ask.desired.keys().copied();
+        let asked =
+            asked.filter(|f| !matches!(f, Frontend::Port { .. }) && f.family() == self.family);
+        let without = self.side.named.frontends_without_port().chain(asked);
         all.extend(without.filter(|f| !self.side.walked.contains_key(f)));
         all
     }
