@@ -162,26 +162,31 @@ fn what_all_meet_concerns_all() {
     assert!(walked.len() > 4, "{walked:?}");
 }
 
-/// A rule about a backend's address, behind the translation.
+/// Drops what goes to a backend of shop/web, behind the translation.
+fn drop_backend(rules: &mut Ruleset, at: &str) {
+    use crate::netfilter::ruleset::{Field, Value};
+    let to: std::net::IpAddr = "10.244.2.20".parse().unwrap();
+    let ops = &mut vec![
+        text::matching(Field::Daddr, None, vec![Value::Prefix(to.into())], false),
+        Op::Verdict(Verdict::Drop),
+    ];
+    let drop = Rule::of(9_999, ops, None);
+    chain(rules, "filter", at).rules.insert(0, drop);
+}
+
 #[test]
 fn a_rule_about_a_backend_concerns_who_sends_there() {
-    let two = Two::of(|rules| {
-        use crate::netfilter::ruleset::{Field, Value};
-        let to: std::net::IpAddr = "10.244.2.20".parse().unwrap();
-        let ops = &mut vec![
-            text::matching(Field::Daddr, None, vec![Value::Prefix(to.into())], false),
-            Op::Verdict(Verdict::Drop),
-        ];
-        let drop = Rule::of(9_999, ops, None);
-        chain(rules, "filter", "FORWARD").rules.insert(0, drop);
-    });
+    let two = Two::of(|rules| drop_backend(rules, "FORWARD"));
     assert_eq!(two.walked(), frontends(&["10.96.10.10:80/TCP"]));
-    // Dropped, it is no backend of the row; when the rule goes, it is one again.
-    let back = Two {
-        was: two.is,
-        is: two.was,
-    };
-    assert_eq!(back.walked(), frontends(&["10.96.10.10:80/TCP"]));
+}
+
+/// Dropped from everywhere, it is no backend of any row: that packets were sent there is remembered.
+#[test]
+fn so_it_does_where_the_backend_is_in_no_row() {
+    let mut two = Two::of(|rules| drop_backend(rules, "OUTPUT"));
+    two.was = two.is.clone();
+    drop_backend(&mut two.was, "FORWARD");
+    assert_eq!(two.walked(), frontends(&["10.96.10.10:80/TCP"]));
 }
 
 #[test]
