@@ -51,6 +51,7 @@ pub const ALL: &[Check] = &[
     kernel("legacy_recordings_agree", legacy_recordings_agree),
     kernel("demonstration", demonstration),
     kernel("alerts_are_tested", prometheus::alerts_are_tested),
+    kernel("alerts_fire", prometheus::alerts_fire),
     // Before agents are started.
     cluster("restarts_with_empty_nat", lifeline::restarts_with_empty_nat),
     cluster("tokens_name_their_node", tokens_name_their_node),
@@ -59,17 +60,16 @@ pub const ALL: &[Check] = &[
     cluster("proxies_are_the_oracle", oracle::proxies_are_the_oracle),
     cluster("packets_are_the_oracle", packets::packets_are_the_oracle),
     cluster("tokens_are_verified", crate::tokens::tokens_are_verified),
+    cluster("chart_is_the_manifests", chart::chart_is_the_manifests),
     cluster("deploy_is_accepted", deploy_is_accepted),
+    small("the_flow_names_the_step", flow::the_flow_names_the_step),
     small("churn_is_not_drift", churn::churn_is_not_drift),
 ];
 
 /// Checks that run only by name, with `cargo lab test --only NAME`: most are written and have not
 /// been seen to pass whole yet, and `faults_are_real` is for whoever changes the table of faults.
 pub const UNPROVEN: &[Check] = &[
-    small("the_flow_names_the_step", flow::the_flow_names_the_step),
     cluster("faults_are_real", faults::faults_are_real),
-    kernel("alerts_fire", prometheus::alerts_fire),
-    cluster("chart_is_the_manifests", chart::chart_is_the_manifests),
     cluster(
         "faults_are_found_among_many",
         faults::faults_are_found_among_many,
