@@ -17,6 +17,7 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use model::finding::{FindingKind, Severity};
+use model::flow::Check;
 use model::name::{NodeName, ServiceName};
 use model::time::Now;
 use serde::Serialize;
@@ -88,11 +89,11 @@ pub fn router(fleet: SharedFleet, inspector: Inspector, objects: SharedObjects) 
 }
 
 /// What Prometheus and the kubelet ask for, and nothing else.
-pub fn scrape_router(fleet: SharedFleet) -> Router {
+pub fn scrape_router(fleet: SharedFleet, objects: SharedObjects) -> Router {
     let sources = Sources {
         fleet,
         inspector: Inspector::default(),
-        objects: SharedObjects::default(),
+        objects,
     };
     finish(scraped(), sources)
 }
@@ -369,7 +370,12 @@ async fn get_everywhere(
     asked.show(&view?)
 }
 
-async fn get_drift(State(fleet): State<SharedFleet>, q: Parameters, h: HeaderMap) -> Answer {
+async fn get_drift(
+    State(fleet): State<SharedFleet>,
+    State(objects): State<SharedObjects>,
+    q: Parameters,
+    h: HeaderMap,
+) -> Answer {
     let known = [
         "kind",
         "severity",
@@ -382,7 +388,10 @@ async fn get_drift(State(fleet): State<SharedFleet>, q: Parameters, h: HeaderMap
     let asked = Asked::new(q, &h, &known)?;
     let filter = filter(&asked)?;
     let page = asked.page()?;
-    asked.show(&look(&fleet, |f, now| drift::drift(f, &filter, page, now)))
+    let api = objects.drift();
+    asked.show(&look(&fleet, |f, now| {
+        drift::drift(f, &api, &filter, page, now)
+    }))
 }
 
 async fn get_conntrack(State(fleet): State<SharedFleet>, q: Parameters, h: HeaderMap) -> Answer {
@@ -403,14 +412,17 @@ async fn get_node_conntrack(
 }
 
 fn filter(asked: &Asked) -> Result<Filter, Problem> {
-    let kind = match asked.get("kind") {
-        None => None,
-        Some(word) => {
-            let found = FindingKind::ALL.into_iter().find(|k| k.word() == word);
-            let all = FindingKind::ALL.map(FindingKind::word);
-            Some(found.ok_or_else(|| Problem::bad(format!("there is no kind {word:?}"), &all))?)
-        }
-    };
+    let word = asked.get("kind");
+    let kind = word.and_then(|word| FindingKind::ALL.into_iter().find(|k| k.word() == word));
+    let check = word.and_then(|word| Check::ALL.into_iter().find(|c| c.word() == word));
+    if let (Some(word), None, None) = (word, kind, check) {
+        let kinds = FindingKind::ALL.map(FindingKind::word);
+        let all: Vec<&str> = kinds
+            .into_iter()
+            .chain(Check::ALL.map(Check::word))
+            .collect();
+        return Err(Problem::bad(format!("there is no kind {word:?}"), &all));
+    }
     let severity = match asked.get("severity") {
         None => None,
         Some("info") => Some(Severity::Info),
@@ -433,6 +445,7 @@ fn filter(asked: &Asked) -> Result<Filter, Problem> {
     let owned = |name| asked.get(name).map(str::to_owned);
     Ok(Filter {
         kind,
+        check,
         severity,
         namespace: owned("namespace"),
         node: owned("node"),
@@ -459,8 +472,12 @@ fn duration_ms(text: &str) -> Option<u64> {
         .checked_mul(1000)
 }
 
-async fn get_metrics(State(fleet): State<SharedFleet>) -> Answer {
-    let body = look(&fleet, crate::metrics::metrics)
+async fn get_metrics(
+    State(fleet): State<SharedFleet>,
+    State(objects): State<SharedObjects>,
+) -> Answer {
+    let api = objects.drift();
+    let body = look(&fleet, |f, now| crate::metrics::metrics(f, &api, now))
         .map_err(|e| Problem::new(StatusCode::INTERNAL_SERVER_ERROR, e.to_string(), Vec::new()))?;
     Ok(respond(
         StatusCode::OK,

@@ -2,8 +2,10 @@
 //!
 //! `ingest` takes agents' streams in, `fleet` remembers (pure), `view` says (pure), `http` and
 //! `metrics` show. Reading order: [`fleet`], [`view`], [`ingest`], [`inspect`] (asks a
-//! node to look now), [`objects`] (what the API server says), [`http`].
+//! node to look now), [`objects`] (what the API server says) and [`api_drift`] (what of it is wrong),
+//! [`http`].
 
+pub mod api_drift;
 pub mod auth;
 pub mod fleet;
 pub mod http;

@@ -138,13 +138,16 @@ async fn main() -> anyhow::Result<()> {
     };
     let scraped = async {
         match scrape {
-            Some(listener) => axum::serve(listener, http::scrape_router(fleet.clone())).await,
+            Some(listener) => {
+                let router = http::scrape_router(fleet.clone(), objects.clone());
+                axum::serve(listener, router).await
+            }
             None => std::future::pending().await,
         }
     };
     tokio::select! {
         end = grpc => end.context("serving agents"),
-        end = axum::serve(readers, http::router(fleet.clone(), inspector, objects)) => end.context("serving readers"),
+        end = axum::serve(readers, http::router(fleet.clone(), inspector, objects.clone())) => end.context("serving readers"),
         end = scraped => end.context("serving metrics"),
         end = stopped() => end,
     }

@@ -8,10 +8,12 @@
 
 mod conntrack;
 
+use crate::api_drift::ApiDrift;
 use crate::fleet::Fleet;
 use crate::view::severity;
 use crate::view::words::clean;
 use model::finding::FindingKind;
+use model::flow::Weight;
 use model::report::{NodeState, NotJudged};
 use model::time::Now;
 use prometheus::core::Collector;
@@ -46,8 +48,62 @@ fn node_state(s: NodeState) -> &'static str {
     }
 }
 
+/// Services of which what the API alone says is wrong is exported by name; the count has all of them.
+const API_SERVICES: usize = 500;
+
+/// What the API alone says is wrong: nothing where it is not known now, and never more than the agents'
+/// part costs. Both replicas say the same, each a little later than it is so.
+fn api_findings(registry: &Registry, api: &ApiDrift) -> Result<(), prometheus::Error> {
+    let gauge = |name: &str, help: &str, labels: &[&str]| -> Result<GaugeVec, prometheus::Error> {
+        let g = GaugeVec::new(Opts::new(name, help), labels)?;
+        registry.register(Box::new(g.clone()))?;
+        Ok(g)
+    };
+    let readable = gauge(
+        "vipwitness_api_objects_known",
+        "1 while this replica knows what the API server says of Services, EndpointSlices, Pods and Nodes; 0: it follows them, and does not.",
+        &[],
+    )?;
+    let total = gauge(
+        "vipwitness_api_findings",
+        "Findings of a check that needs nothing but the API's objects; absent where there are none.",
+        &["check", "weight"],
+    )?;
+    let service = gauge(
+        "vipwitness_api_service_finding",
+        "1 while a check finds a fault in the Service's objects that follows from no other; at most 500 of them.",
+        &["namespace", "service", "check"],
+    )?;
+    if api.followed {
+        let known = f64::from(u8::from(api.unknown.is_none()));
+        readable.with_label_values(&[] as &[&str]).set(known);
+    }
+    if api.unknown.is_some() {
+        return Ok(());
+    }
+    for lasting in &api.found {
+        let f = &lasting.finding.finding;
+        let weight = match f.weight {
+            Weight::Fault => "fault",
+            Weight::Converging => continue,
+            Weight::Hint => "hint",
+        };
+        total.with_label_values(&[f.check.word(), weight]).inc();
+    }
+    let faults = api.found.iter().filter(|l| l.finding.is_by_itself());
+    for lasting in faults.take(API_SERVICES) {
+        let name = &lasting.finding.service;
+        let (namespace, name) = (clean(&name.namespace), clean(&name.name));
+        let check = lasting.finding.finding.check.word();
+        service
+            .with_label_values(&[&*namespace, &*name, check])
+            .set(1.0);
+    }
+    Ok(())
+}
+
 /// Prometheus' text format.
-pub fn metrics(fleet: &Fleet, now: Now) -> Result<String, prometheus::Error> {
+pub fn metrics(fleet: &Fleet, api: &ApiDrift, now: Now) -> Result<String, prometheus::Error> {
     let registry = Registry::new();
     let gauge = |name: &str, help: &str, labels: &[&str]| -> Result<GaugeVec, prometheus::Error> {
         let g = GaugeVec::new(Opts::new(name, help), labels)?;
@@ -201,6 +257,7 @@ pub fn metrics(fleet: &Fleet, now: Now) -> Result<String, prometheus::Error> {
         count(&unknown, &report.judged.unknown_reasons);
         count(&not_comparable, &report.judged.not_comparable_reasons);
     }
+    api_findings(&registry, api)?;
     let mut out = Vec::new();
     TextEncoder::new().encode(&registry.gather(), &mut out)?;
     String::from_utf8(out).map_err(|e| prometheus::Error::Msg(e.to_string()))

@@ -2,6 +2,7 @@
 
 mod reports;
 
+use aggregator::api_drift::ApiDrift;
 use aggregator::fleet::{Event, Fleet};
 use aggregator::metrics::metrics;
 use aggregator::view::nodes::Page;
@@ -233,7 +234,7 @@ fn heartbeats_carry_it() {
 #[test]
 fn series_have_the_kernels_types() {
     let f = fleet();
-    let text = metrics(&f, at(1)).unwrap();
+    let text = metrics(&f, &ApiDrift::default(), at(1)).unwrap();
     for line in [
         "# TYPE vipwitness_conntrack_drop_total counter",
         "vipwitness_conntrack_drop_total{node=\"lossy\"} 5000001203",
@@ -259,7 +260,7 @@ fn series_have_the_kernels_types() {
     assert!(!text.contains("vipwitness_conntrack_readable{node=\"none\"}"));
     assert!(!text.contains("vipwitness_conntrack_readable{node=\"old\"}"));
     assert!(
-        !metrics(&f, at(60))
+        !metrics(&f, &ApiDrift::default(), at(60))
             .unwrap()
             .contains("vipwitness_conntrack")
     );
@@ -270,7 +271,7 @@ fn series_have_the_kernels_types() {
     };
     none.limit = 0;
     tell(&mut unlimited, "n", Some(Reading::Read(none)));
-    let text = metrics(&unlimited, at(1)).unwrap();
+    let text = metrics(&unlimited, &ApiDrift::default(), at(1)).unwrap();
     assert!(text.contains("vipwitness_conntrack_entries{node=\"n\"} 5"));
     assert!(!text.contains("vipwitness_conntrack_entries_limit"));
 }

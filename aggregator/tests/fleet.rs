@@ -2,6 +2,7 @@
 
 mod reports;
 
+use aggregator::api_drift::ApiDrift;
 use aggregator::fleet::{Event, Fleet, Refused};
 use aggregator::view::drift::{Filter, drift};
 use aggregator::view::everywhere::everywhere;
@@ -186,11 +187,20 @@ fn strangers_names_reach_nobodys_terminal_label_or_table() {
         node::node(&f, &node.0, now).unwrap().text(),
         service(&f, &node.0, &web, now).unwrap().text(),
         everywhere(&f, OFF, &web, now).unwrap().text(),
-        drift(&f, &Filter::default(), PAGE, now).text(),
-        aggregator::metrics::metrics(&f, now).unwrap(),
+        drift(&f, &ApiDrift::default(), &Filter::default(), PAGE, now).text(),
+        aggregator::metrics::metrics(&f, &ApiDrift::default(), now).unwrap(),
     ];
     all.push(words::json(&service(&f, &node.0, &web, now).unwrap()).unwrap());
-    all.push(words::json(&drift(&f, &Filter::default(), PAGE, now)).unwrap());
+    all.push(
+        words::json(&drift(
+            &f,
+            &ApiDrift::default(),
+            &Filter::default(),
+            PAGE,
+            now,
+        ))
+        .unwrap(),
+    );
     for text in all {
         let bad = text
             .chars()
@@ -248,7 +258,7 @@ fn silence_ages_and_heartbeats_refresh() {
     assert_eq!((said.age_ms(at(20)), said.pass), (100, 9));
     assert!(f.nodes[&n].connected(at(21)));
     // Metrics of silent nodes are those that say so, and no others.
-    let text = aggregator::metrics::metrics(&f, at(21)).unwrap();
+    let text = aggregator::metrics::metrics(&f, &ApiDrift::default(), at(21)).unwrap();
     assert!(
         text.contains("vipwitness_agent_connected{node=\"n17\"} 1"),
         "{text}"
@@ -270,7 +280,7 @@ fn silence_ages_and_heartbeats_refresh() {
 
 #[test]
 fn a_replica_that_hears_nobody_says_so_and_a_dead_watch_is_told_from_a_sync_that_hangs() {
-    let metrics = |f: &Fleet| aggregator::metrics::metrics(f, at(1)).unwrap();
+    let metrics = |f: &Fleet| aggregator::metrics::metrics(f, &ApiDrift::default(), at(1)).unwrap();
     let text = metrics(&Fleet::default());
     assert!(
         text.contains("vipwitness_agents{state=\"connected\"} 0"),
@@ -311,7 +321,11 @@ fn a_replica_that_hears_nobody_says_so_and_a_dead_watch_is_told_from_a_sync_that
 #[test]
 fn drift_filters_and_pages() {
     let f = fleet();
-    let count = |filter: Filter| drift(&f, &filter, PAGE, at(1)).findings.len();
+    let count = |filter: Filter| {
+        drift(&f, &ApiDrift::default(), &filter, PAGE, at(1))
+            .findings
+            .len()
+    };
     assert_eq!(count(Filter::default()), 2);
     assert_eq!(
         count(Filter {
@@ -341,7 +355,13 @@ fn drift_filters_and_pages() {
         }),
         2
     );
-    let page = drift(&f, &Filter::default(), Page { from: 0, limit: 1 }, at(1));
+    let page = drift(
+        &f,
+        &ApiDrift::default(),
+        &Filter::default(),
+        Page { from: 0, limit: 1 },
+        at(1),
+    );
     assert_eq!((page.page.next, page.findings.len()), (Some(1), 1));
     assert!(page.text().contains("1 of 2 shown"));
 }

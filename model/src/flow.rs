@@ -5,7 +5,7 @@
 //!
 //! Reading order: [`objects`] and [`store`] (what is known), this file (what is answered), then one file
 //! for each question: `selector` (1), `pods` (2), `slices` (3), `address` (4), `nodes` (the nodes' part
-//! of 4, 6, 7 and 8), `outside` (7).
+//! of 4, 6, 7 and 8), `outside` (7). `sweep` asks of all Services what the API alone answers.
 //!
 //! A step fails by what is found in it. A fault that only follows from an earlier step's says so, and
 //! the verdict names the first step that fails by itself.
@@ -19,6 +19,7 @@ mod pods;
 mod selector;
 mod slices;
 pub mod store;
+mod sweep;
 mod text;
 
 #[cfg(test)]
@@ -26,7 +27,8 @@ mod tests;
 
 pub use nodes::NodeAnswer;
 pub use store::Objects;
-pub use text::{finding_text, wrapped};
+pub use sweep::{ApiFinding, Sweep, api_findings};
+pub use text::{evidence_lines, finding_text, wrapped};
 
 use crate::name::ServiceName;
 use crate::report::words::ago;
@@ -116,6 +118,70 @@ pub enum Check {
     SourceRangesExcludeEverybody,
     /// The source ranges hold none of this address family, and restrict nothing.
     SourceRangesOfOtherFamily,
+}
+
+impl Check {
+    /// Every check.
+    pub const ALL: [Check; 26] = [
+        Check::SelectorMatchesNothing,
+        Check::NoReadyPod,
+        Check::PodNotReady,
+        Check::TargetPortUnknown,
+        Check::TargetPortMissingInSome,
+        Check::TargetPortNotDeclared,
+        Check::TargetPortDiffers,
+        Check::SlicesWithoutService,
+        Check::HandMadeSlice,
+        Check::SliceOfAnotherService,
+        Check::EndpointOfGonePod,
+        Check::SlicesBehindPods,
+        Check::PodOfUnknownNode,
+        Check::NoUsableEndpoint,
+        Check::FamilyWithoutEndpoint,
+        Check::SelectorlessWithoutSlices,
+        Check::ExternalNameIsAddress,
+        Check::AddressClaimedTwice,
+        Check::NodesDiffer,
+        Check::NodesConverge,
+        Check::ProxyUnhealthy,
+        Check::LoadBalancerWithoutAddress,
+        Check::AnnouncedWithoutLocalEndpoint,
+        Check::LocalPolicy,
+        Check::SourceRangesExcludeEverybody,
+        Check::SourceRangesOfOtherFamily,
+    ];
+
+    /// Its word in JSON, parameters and metrics.
+    pub fn word(self) -> &'static str {
+        match self {
+            Check::SelectorMatchesNothing => "selector_matches_nothing",
+            Check::NoReadyPod => "no_ready_pod",
+            Check::PodNotReady => "pod_not_ready",
+            Check::TargetPortUnknown => "target_port_unknown",
+            Check::TargetPortMissingInSome => "target_port_missing_in_some",
+            Check::TargetPortNotDeclared => "target_port_not_declared",
+            Check::TargetPortDiffers => "target_port_differs",
+            Check::SlicesWithoutService => "slices_without_service",
+            Check::HandMadeSlice => "hand_made_slice",
+            Check::SliceOfAnotherService => "slice_of_another_service",
+            Check::EndpointOfGonePod => "endpoint_of_gone_pod",
+            Check::SlicesBehindPods => "slices_behind_pods",
+            Check::PodOfUnknownNode => "pod_of_unknown_node",
+            Check::NoUsableEndpoint => "no_usable_endpoint",
+            Check::FamilyWithoutEndpoint => "family_without_endpoint",
+            Check::SelectorlessWithoutSlices => "selectorless_without_slices",
+            Check::ExternalNameIsAddress => "external_name_is_address",
+            Check::AddressClaimedTwice => "address_claimed_twice",
+            Check::NodesDiffer => "nodes_differ",
+            Check::NodesConverge => "nodes_converge",
+            Check::ProxyUnhealthy => "proxy_unhealthy",
+            Check::LoadBalancerWithoutAddress => "load_balancer_without_address",
+            Check::AnnouncedWithoutLocalEndpoint => "announced_without_local_endpoint",
+            Check::LocalPolicy => "local_policy",
+            Check::SourceRangesExcludeEverybody => "source_ranges_exclude_everybody",
+            Check::SourceRangesOfOtherFamily => "source_ranges_of_other_family",
+        }
+    }
 }
 
 /// What a finding means for its step.
@@ -278,14 +344,19 @@ struct Ground<'a> {
 }
 
 impl<'a> Ground<'a> {
-    fn new(name: &'a ServiceName, objects: &'a Objects, as_of: Mono) -> Ground<'a> {
-        let mut ground = Ground {
+    /// Without what is selected.
+    fn of(name: &'a ServiceName, objects: &'a Objects, as_of: Mono) -> Ground<'a> {
+        Ground {
             name,
             objects,
             service: objects.service(name),
             as_of,
             selected: Vec::new(),
-        };
+        }
+    }
+
+    fn new(name: &'a ServiceName, objects: &'a Objects, as_of: Mono) -> Ground<'a> {
+        let mut ground = Ground::of(name, objects, as_of);
         if let Some(known) = ground.selecting() {
             ground.selected = objects
                 .pods(&name.namespace)
@@ -411,43 +482,6 @@ pub fn flow(question: &Question) -> Option<Flow> {
         steps,
         api: ground.is_some(),
     })
-}
-
-/// A finding that the API alone gives, and where.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct ApiFinding {
-    /// `shop/web`.
-    pub service: String,
-    /// The step that it belongs to.
-    pub step: u8,
-    /// What was found.
-    #[serde(flatten)]
-    pub finding: Finding,
-}
-
-/// What the API alone gives for every Service, in order of their names: steps 1, 2, 3, 4 and 7 without
-/// the nodes.
-///
-/// # Errors
-/// What the API said is no answer, for this reason.
-pub fn api_findings(objects: &Objects, now: Now) -> Result<Vec<ApiFinding>, String> {
-    let as_of = usable(objects, now)?;
-    let mut names: Vec<&ServiceName> = objects.services().map(|(n, _)| n).collect();
-    names.extend(objects.orphans());
-    names.sort();
-    names.dedup();
-    let mut all = Vec::new();
-    for name in names {
-        let ground = Ground::new(name, objects, as_of);
-        for (part, step) in answers(Some(&ground), "", &[]).into_iter().zip(1u8..) {
-            all.extend(part.found.into_iter().map(|finding| ApiFinding {
-                service: name.to_string(),
-                step,
-                finding,
-            }));
-        }
-    }
-    Ok(all)
 }
 
 /// Until when what the API said is current, or why it is no answer.

@@ -32,6 +32,10 @@ impl Netns {
         &self.name
     }
 
+    fn xtables_lock(&self) -> String {
+        format!("/run/xtables-{}.lock", self.name)
+    }
+
     /// A command that will run inside. The process id of what is spawned is the program's own.
     pub fn command<S: AsRef<OsStr>>(
         &self,
@@ -41,7 +45,10 @@ impl Netns {
         let mut command = Command::new("ip");
         command
             .args(["netns", "exec", &self.name, program])
-            .args(arguments);
+            .args(arguments)
+            // A node has a lock of its own: with one for all, kube-proxies of other nodes give up
+            // after 5 s ("Can't lock /run/xtables.lock") and try again half a minute later.
+            .env("XTABLES_LOCKFILE", self.xtables_lock());
         command
     }
 
@@ -100,6 +107,7 @@ impl Netns {
 impl Drop for Netns {
     fn drop(&mut self) {
         let _ = command::run("ip", ["netns", "delete", &self.name]);
+        let _ = std::fs::remove_file(self.xtables_lock());
         cleanup::forget_namespace(&self.name);
     }
 }

@@ -3,11 +3,13 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use aggregator::api_drift::ApiDrift;
 use aggregator::fleet::{Event, Fleet};
 use model::capture::{Gap, Reading};
 use model::conntrack::{Conntrack, ConntrackReading, Counter, Filling, Forecast};
 use model::finding::{Finding, FindingKind, Severity, WATCH_DEAD};
-use model::name::{NodeName, ServicePortName};
+use model::flow::{ApiFinding, Check, Weight};
+use model::name::{NodeName, ServiceName, ServicePortName};
 use model::report::{Judged, NodeState, NotJudged, Report};
 use model::time::{Millis, Mono, Now};
 use serde_yaml_ng::Value;
@@ -31,6 +33,22 @@ fn conntrack() -> Conntrack {
             per_second: 1.0,
             seen_seconds: 300,
         }),
+    }
+}
+
+/// What the API alone says is wrong.
+fn api_finding() -> ApiFinding {
+    ApiFinding {
+        service: ServiceName::new("shop", "web"),
+        step: 2,
+        finding: model::flow::Finding {
+            check: Check::TargetPortUnknown,
+            weight: Weight::Fault,
+            follows_from: None,
+            says: "no Pod has it".into(),
+            evidence: Vec::new(),
+            evidence_total: 0,
+        },
     }
 }
 
@@ -106,7 +124,8 @@ fn metrics() -> String {
     for event in [connected, told] {
         fleet.apply(&NodeName::from("n1"), event, now).unwrap();
     }
-    aggregator::metrics::metrics(&fleet, now).unwrap()
+    let api = ApiDrift::not_yet().next(Ok(vec![api_finding()]), now);
+    aggregator::metrics::metrics(&fleet, &api, now).unwrap()
 }
 
 #[test]
@@ -121,7 +140,7 @@ fn every_alert_says_how_bad_it_is_why_it_waits_and_what_to_do() {
             matches!(
                 severity,
                 Some("critical" | "warning" | "info" | "{{ $labels.severity }}")
-            ),
+            ) || severity.is_some_and(|s| s.ends_with("}}info{{ else }}warning{{ end }}")),
             "{name}: severity {severity:?}"
         );
         for text in ["summary", "description"] {

@@ -1,10 +1,13 @@
-//! `GET /drift`: every finding of every node.
+//! `GET /drift`: every finding of every node, and what the API alone says is wrong.
 
 use super::nodes::{Page, Paged};
-use super::words::{ago, clean, count, few};
-use super::{Shown, View};
-use crate::fleet::Fleet;
-use model::finding::{FindingKind, Severity};
+use super::words::{ago, clean, count, few, stamp};
+use super::{Shown, View, severity};
+use crate::api_drift::{ApiDrift, Lasting};
+use crate::fleet::{Fleet, Said};
+use model::finding::{Finding, FindingKind, Severity};
+use model::flow::{Check, Evidence, Weight, evidence_lines, wrapped};
+use model::name::NodeName;
 use model::time::Now;
 use serde::Serialize;
 use std::collections::BTreeSet;
@@ -12,13 +15,15 @@ use std::collections::BTreeSet;
 /// Which findings.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Filter {
-    /// Only this kind.
+    /// Only this kind; the nodes' only.
     pub kind: Option<FindingKind>,
+    /// Only what this check finds; the API's only.
+    pub check: Option<Check>,
     /// At least this bad.
     pub severity: Option<Severity>,
     /// Only Services of this namespace.
     pub namespace: Option<String>,
-    /// Only this node.
+    /// Only this node; nothing of the API.
     pub node: Option<String>,
     /// At least this old, milliseconds.
     pub age_ms: u64,
@@ -35,12 +40,128 @@ pub struct DriftView {
     pub silent_nodes: Vec<String>,
     /// Age of the oldest reading that this answer rests on.
     pub oldest_data_seconds: Option<f64>,
-    /// Worst first, then oldest first.
+    /// The nodes': worst first, then oldest first.
     pub findings: Vec<Shown>,
+    /// The API's, which come after the nodes' in the pages.
+    pub api: ApiPart,
+}
+
+/// What the API alone says is wrong.
+#[derive(Clone, Debug, Serialize)]
+pub struct ApiPart {
+    /// How long ago all Services were looked at; null: never yet.
+    pub age_seconds: Option<f64>,
+    /// Why there is nothing, or nothing newer; null: there is.
+    pub unknown: Option<String>,
+    /// What more was found than is kept.
+    pub more: u64,
+    /// Faults first, those that follow from others after them; then oldest first.
+    pub findings: Vec<ApiShown>,
+}
+
+/// One finding of the API's.
+#[derive(Clone, Debug, Serialize)]
+pub struct ApiShown {
+    /// `shop/web`.
+    pub service: String,
+    /// The step of the debugging flow that it belongs to.
+    pub step: u8,
+    /// What was found.
+    pub check: &'static str,
+    /// `warning` is a fault, `info` a hint.
+    pub severity: Severity,
+    /// The step whose fault it follows from.
+    pub follows_from: Option<u8>,
+    /// Since when, RFC 3339, by the aggregator's clock; not earlier than its start.
+    pub since: String,
+    /// How long ago that was.
+    pub age_seconds: f64,
+    /// One sentence.
+    pub says: String,
+    /// The first objects that prove it.
+    pub evidence: Vec<Evidence>,
+    /// How many there are.
+    pub evidence_total: usize,
+    #[serde(skip)]
+    lines: String,
+}
+
+/// How bad something is that the API alone gives.
+fn weighs(lasting: &Lasting) -> Severity {
+    match lasting.finding.finding.weight {
+        Weight::Fault => Severity::Warning,
+        Weight::Converging | Weight::Hint => Severity::Info,
+    }
+}
+
+impl ApiShown {
+    fn of(lasting: &Lasting, now: Now) -> ApiShown {
+        let (api, f) = (&lasting.finding, &lasting.finding.finding);
+        ApiShown {
+            service: api.service.to_string(),
+            step: api.step,
+            check: f.check.word(),
+            severity: weighs(lasting),
+            follows_from: f.follows_from,
+            since: stamp(lasting.since.wall),
+            age_seconds: now.mono.since(lasting.since.mono) as f64 / 1000.0,
+            says: f.says.clone(),
+            evidence: f.evidence.clone(),
+            evidence_total: f.evidence_total,
+            lines: evidence_lines(f),
+        }
+    }
+
+    fn text(&self) -> String {
+        let head = format!(
+            "  {} {}  {}  step {}\n",
+            severity(self.severity),
+            self.check,
+            clean(&self.service),
+            self.step
+        );
+        let mut out = head + &wrapped("    ", 4, &self.says);
+        let follows = self.follows_from;
+        let follows = follows.map_or(String::new(), |step| format!("; follows from step {step}"));
+        let age = ago(self.age_seconds);
+        out += &format!("    since  {} ({age} ago){follows}\n", self.since);
+        out + &self.lines
+    }
+}
+
+/// One of either, as pages count them.
+enum Entry<'a> {
+    Node(&'a NodeName, &'a Said, &'a Finding),
+    Api(&'a Lasting),
+}
+
+/// What of the API's passes the filter.
+fn of_api<'a>(api: &'a ApiDrift, filter: &Filter, now: Now) -> Vec<&'a Lasting> {
+    if filter.node.is_some() || filter.kind.is_some() {
+        return Vec::new();
+    }
+    let age = |l: &Lasting| now.mono.since(l.since.mono);
+    let passes = |l: &&Lasting| {
+        let namespace = &*l.finding.service.namespace;
+        filter.check.is_none_or(|c| c == l.finding.finding.check)
+            && filter.severity.is_none_or(|s| weighs(l) >= s)
+            && filter.namespace.as_deref().is_none_or(|n| n == namespace)
+            && age(l) >= filter.age_ms
+    };
+    let mut found: Vec<&Lasting> = api.found.iter().filter(passes).collect();
+    found.sort_by_key(|l| {
+        let follows = l.finding.finding.follows_from.is_some();
+        (
+            std::cmp::Reverse(weighs(l)),
+            follows,
+            std::cmp::Reverse(age(l)),
+        )
+    });
+    found
 }
 
 /// Every finding that passes the filter.
-pub fn drift(fleet: &Fleet, filter: &Filter, page: Page, now: Now) -> DriftView {
+pub fn drift(fleet: &Fleet, api: &ApiDrift, filter: &Filter, page: Page, now: Now) -> DriftView {
     let mut found = Vec::new();
     let mut silent_nodes = Vec::new();
     let mut oldest: Option<u64> = None;
@@ -60,7 +181,8 @@ pub fn drift(fleet: &Fleet, filter: &Filter, page: Page, now: Now) -> DriftView 
         };
         oldest = oldest.max(Some(said.age_ms(now)));
         for f in &said.report.findings {
-            let passes = filter.kind.is_none_or(|k| k == f.kind)
+            let passes = filter.check.is_none()
+                && filter.kind.is_none_or(|k| k == f.kind)
                 && filter.severity.is_none_or(|s| f.severity >= s)
                 && filter.namespace.as_deref().is_none_or(|n| {
                     f.service
@@ -74,7 +196,7 @@ pub fn drift(fleet: &Fleet, filter: &Filter, page: Page, now: Now) -> DriftView 
         }
     }
     found.sort_by(|(an, sa, a), (bn, sb, b)| {
-        let age = |s: &crate::fleet::Said, f: &model::finding::Finding| s.since_ms(f.since, now);
+        let age = |s: &Said, f: &Finding| s.since_ms(f.since, now);
         b.severity
             .cmp(&a.severity)
             .then(age(sb, b).cmp(&age(sa, a)))
@@ -110,17 +232,39 @@ pub fn drift(fleet: &Fleet, filter: &Filter, page: Page, now: Now) -> DriftView 
             count(without_report, "node has", "nodes have")
         );
     }
-    let (part, page) = Paged::cut(found, page);
+    let of_api = of_api(api, filter, now);
+    if let Some(first) = of_api.first() {
+        let first = &first.finding;
+        verdict += &format!(
+            "; {} of the API: {}: {}",
+            count(of_api.len() as u64, "finding", "findings"),
+            first.service,
+            first.finding.says
+        );
+    }
+    let all = found.into_iter().map(|(n, s, f)| Entry::Node(n, s, f));
+    let all = all.chain(of_api.into_iter().map(Entry::Api)).collect();
+    let (part, page) = Paged::cut(all, page);
+    let (mut findings, mut api_findings) = (Vec::new(), Vec::new());
+    for entry in part {
+        match entry {
+            Entry::Node(n, s, f) => findings.push(Shown::of(n, s, f, now)),
+            Entry::Api(lasting) => api_findings.push(ApiShown::of(lasting, now)),
+        }
+    }
     silent_nodes.truncate(Page::LIMIT);
     DriftView {
         verdict,
         page,
         silent_nodes,
         oldest_data_seconds: oldest.map(|ms| ms as f64 / 1000.0),
-        findings: part
-            .into_iter()
-            .map(|(n, s, f)| Shown::of(n, s, f, now))
-            .collect(),
+        findings,
+        api: ApiPart {
+            age_seconds: api.at.map(|at| now.mono.since(at.mono) as f64 / 1000.0),
+            unknown: api.unknown.clone(),
+            more: api.more as u64,
+            findings: api_findings,
+        },
     }
 }
 
@@ -143,6 +287,17 @@ impl View for DriftView {
                 node = Some(&f.node);
             }
             out += &f.text();
+        }
+        if !self.api.findings.is_empty() {
+            let age = self.api.age_seconds.map(ago).unwrap_or_default();
+            out += &format!("\nthe API's objects, looked at {age} ago\n");
+            for f in &self.api.findings {
+                out += &f.text();
+            }
+        }
+        if let Some(why) = &self.api.unknown {
+            out += "\n";
+            out += &wrapped("", 2, &format!("the API's objects: not known: {why}"));
         }
         let paged = self.page.text();
         if !paged.is_empty() {

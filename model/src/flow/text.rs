@@ -61,7 +61,7 @@ impl Flow {
                     let first = format!("{pad}{}: ", weight(f));
                     out += &wrapped(&first, INDENT + 2, &f.says);
                 }
-                out += &objects(f);
+                out += &objects(f, INDENT);
             }
             for e in &step.evidence {
                 out += &evidence_text(INDENT, e);
@@ -78,15 +78,12 @@ impl Flow {
 /// Several lines: whose, which step, what, the objects.
 pub fn finding_text(f: &ApiFinding) -> String {
     let head = format!("{}: step {}, {}: ", f.service, f.step, weight(&f.finding));
-    let mut out = wrapped("  ", 4, &format!("{head}{}", f.finding.says));
-    for e in &f.finding.evidence {
-        out += &evidence_text(4, e);
-    }
-    let more = f.finding.evidence_total - f.finding.evidence.len();
-    if more > 0 {
-        out += &format!("    - and {} more\n", thousands(more as u64));
-    }
-    out
+    wrapped("  ", 4, &format!("{head}{}", f.finding.says)) + &objects(&f.finding, 4)
+}
+
+/// The lines of what [`ApiFinding::finding`] rests on, indented by 4.
+pub fn evidence_lines(f: &Finding) -> String {
+    objects(f, 4)
 }
 
 fn weight(f: &Finding) -> &'static str {
@@ -97,19 +94,13 @@ fn weight(f: &Finding) -> &'static str {
     }
 }
 
-fn objects(f: &Finding) -> String {
-    let mut out: String = f
-        .evidence
-        .iter()
-        .map(|e| evidence_text(INDENT, e))
-        .collect();
+fn objects(f: &Finding, indent: usize) -> String {
+    let all = f.evidence.iter();
+    let mut out: String = all.map(|e| evidence_text(indent, e)).collect();
     let more = f.evidence_total - f.evidence.len();
     if more > 0 {
-        out += &format!(
-            "{}- and {} more\n",
-            " ".repeat(INDENT),
-            thousands(more as u64)
-        );
+        let pad = " ".repeat(indent);
+        out += &format!("{pad}- and {} more\n", thousands(more as u64));
     }
     out
 }
