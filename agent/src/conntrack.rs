@@ -42,7 +42,7 @@ impl Watch {
     }
 }
 
-fn failed<T>(error: &ReadError) -> Reading<T> {
+pub(crate) fn failed<T>(error: &ReadError) -> Reading<T> {
     match error {
         ReadError::Absent => Reading::Absent,
         other => Reading::Failed(Gap {

@@ -183,6 +183,7 @@ mod tests {
             converging: Vec::new(),
             rows: [].into(),
             conntrack: None,
+            flows: None,
         }))
     }
 

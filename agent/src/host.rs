@@ -6,6 +6,7 @@
 pub mod conntrack;
 pub mod events;
 pub mod files;
+pub mod flows;
 pub mod links;
 pub mod netlink;
 pub mod nf_tables;

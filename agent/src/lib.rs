@@ -3,6 +3,7 @@
 pub mod bundle;
 pub mod conntrack;
 pub mod datapath;
+pub mod flows;
 pub mod fresh;
 pub mod host;
 pub mod kernel;

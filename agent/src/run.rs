@@ -5,6 +5,7 @@ use crate::config::RunFlags;
 use crate::pass::Looker;
 use crate::world::{Moment, Usage, World};
 use agent::conntrack::Watch;
+use agent::flows;
 use agent::fresh::{Asker, soonest, wishes};
 use agent::local::{self, Refused, Socket};
 use agent::uplink::replicas::{self, Replica};
@@ -68,6 +69,7 @@ pub async fn run(flags: RunFlags) -> anyhow::Result<u8> {
         .spawn(move || {
             let mut looker = Looker::new(node);
             let mut conntrack = Watch::default();
+            let mut flows = flows::Watch::default();
             let mut purse = Purse::new(budget);
             let mut said = String::new();
             loop {
@@ -78,7 +80,10 @@ pub async fn run(flags: RunFlags) -> anyhow::Result<u8> {
                     moment
                 });
                 let mut report = passed.examined.report;
-                report.conntrack = Some(conntrack.look(clock::now()));
+                let table = conntrack.look(clock::now());
+                report.flows =
+                    Some(flows.look(clock::now(), clock::thread_cpu, &table, &report.rows));
+                report.conntrack = Some(table);
                 if report.verdict != said {
                     tracing::info!(
                         verdict = ?report.verdict,

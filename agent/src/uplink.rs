@@ -13,6 +13,7 @@ pub mod replicas;
 use crate::fresh::{Asker, Reports};
 use cluster::kept;
 use model::conntrack::ConntrackReading;
+use model::flows::FlowsReading;
 use model::name::NodeName;
 use model::name::ServicePortName;
 use model::report::Report;
@@ -360,6 +361,8 @@ struct Sent {
     takes_deltas: bool,
     /// What it knows of connection tracking.
     conntrack: Option<Arc<ConntrackReading>>,
+    /// What it knows of the backends that answer.
+    flows: Option<Arc<FlowsReading>>,
     /// When it was last told anything by a pass.
     at: Option<tokio::time::Instant>,
 }
@@ -367,6 +370,26 @@ struct Sent {
 impl Sent {
     /// The message that brings the aggregator from what it has to `newest`.
     fn message(&mut self, newest: Arc<Report>) -> v1::AgentMessage {
+        let known = self.flows == newest.flows;
+        self.flows.clone_from(&newest.flows);
+        let mut message = self.whole(newest);
+        // Backends that answer are many, and change seldom.
+        if known {
+            use v1::agent_message::Message;
+            match &mut message.message {
+                Some(Message::Report(report)) => report.flows = None,
+                Some(Message::ReportDelta(delta)) => {
+                    if let Some(report) = &mut delta.report {
+                        report.flows = None;
+                    }
+                }
+                _ => {}
+            }
+        }
+        message
+    }
+
+    fn whole(&mut self, newest: Arc<Report>) -> v1::AgentMessage {
         use v1::agent_message::Message;
         self.conntrack.clone_from(&newest.conntrack);
         let base = self.last.replace(newest.clone());
@@ -390,12 +413,18 @@ impl Sent {
         if newer.is_some() {
             self.conntrack = newer.cloned();
         }
+        let flows = newest.and_then(|r| r.flows.as_ref());
+        let flows = flows.filter(|n| self.flows.as_ref() != Some(*n));
+        if flows.is_some() {
+            self.flows = flows.cloned();
+        }
         let beat = newest.map_or_else(v1::Heartbeat::default, |r| v1::Heartbeat {
             pass: r.pass,
             at_ms: r.at.0,
             took_ms: r.took_ms,
             api_as_of_ms: r.api_as_of.map(|m| m.0),
             conntrack: newer.map(|c| proto::encode::conntrack(c)),
+            flows: flows.map(|f| proto::encode::flows(f)),
         });
         v1::AgentMessage {
             message: Some(v1::agent_message::Message::Heartbeat(beat)),

@@ -333,3 +333,137 @@ fn without_the_right_it_is_a_failure_and_not_an_empty_table() {
         assert!(gap.why.contains("CAP_NET_ADMIN"), "{gap:?}");
     });
 }
+
+/// A client, a Service with two backends of which one drops SYNs: the agent says exactly that, with the
+/// numbers that `conntrack -L` shows.
+#[test]
+fn a_backend_that_drops_is_told_from_one_that_answers() {
+    use agent::host::flows::{End, Reader as Flows};
+    use model::address::SourceClass;
+    use model::flows::{BackendAnswer, Entry, Meter as FlowMeter};
+    use model::name::ServicePortName;
+    use model::report::Row;
+    use std::net::{SocketAddr, TcpListener, TcpStream};
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    const FLOWS: u32 = 4;
+    in_namespace(|| {
+        run(
+            "sh",
+            &[
+                "-ec",
+                "
+                ip link set lo up
+                for a in 10.244.1.2 10.244.1.3 10.244.1.4; do ip addr add $a/32 dev lo; done
+                ip route add 10.96.0.0/24 dev lo
+            ",
+            ],
+            "",
+        );
+        // The ports stand for the choice of a backend: 81 always leads to the one that drops, 82 to
+        // one where nobody listens.
+        run(
+            "nft",
+            &["-f", "-"],
+            "table ip t {
+                chain out {
+                    type nat hook output priority -100
+                    ip daddr 10.96.0.10 tcp dport 80 dnat to 10.244.1.2:8080
+                    ip daddr 10.96.0.10 tcp dport 81 dnat to 10.244.1.3:8080
+                    ip daddr 10.96.0.10 tcp dport 82 dnat to 10.244.1.4:8080
+                }
+                chain in {
+                    type filter hook input priority 0
+                    ip daddr 10.244.1.3 tcp dport 8080 drop
+                }
+            }",
+        );
+        let _listener = TcpListener::bind("10.244.1.2:8080").expect("listen");
+        let mut reader = Flows::default();
+        let mut entries = || {
+            let mut all: Vec<Entry> = Vec::new();
+            let end = reader.walk(|e| {
+                all.push(*e);
+                true
+            });
+            assert_eq!(end, Ok(End::Whole));
+            all
+        };
+        let row = |port: u16| {
+            Arc::new(Row {
+                frontend: format!("10.96.0.10:{port}/TCP").parse().expect("frontend"),
+                source: SourceClass::Node,
+                service: Some(ServicePortName::new("shop", "web", "http")),
+                desired: None,
+                observed: None,
+            })
+        };
+        let rows = [row(80), row(81), row(82)];
+        let timeouts = read(&mut Reader::default()).timeouts;
+        let whole = timeouts[&Timeout::TcpSynSent];
+        let mut meter = FlowMeter::default();
+        let mut take = |ms: u64, all: &[Entry]| {
+            let mut walk = meter.begin(&timeouts);
+            assert!(all.iter().all(|e| walk.add(e)));
+            let walked = walk.done();
+            let now = Now {
+                mono: Mono(1_000_000 + ms),
+                wall: Millis(ms),
+            };
+            meter.take(now, walked);
+            meter.flows(&rows)
+        };
+        assert_eq!(take(0, &entries()).backends, []);
+        let mut open = Vec::new();
+        for _ in 0..FLOWS {
+            let to = |port: u16| SocketAddr::from(([10, 96, 0, 10], port));
+            let soon = Duration::from_millis(50);
+            open.push(TcpStream::connect_timeout(&to(80), Duration::from_secs(5)).expect("80"));
+            assert!(TcpStream::connect_timeout(&to(81), soon).is_err());
+            assert!(TcpStream::connect_timeout(&to(82), soon).is_err());
+        }
+        let waits = |e: &&Entry| !e.answered;
+        let begun = entries();
+        let refused = |e: &&Entry| e.frontend.port() == 82 && e.answered;
+        assert_eq!(begun.iter().filter(refused).count(), FLOWS as usize);
+        // Until the last SYN of each is old enough.
+        let deadline = Instant::now() + Duration::from_secs(30);
+        let later = loop {
+            let all = entries();
+            let old = |e: &Entry| e.left.is_some_and(|left| whole - left > 2);
+            if all.iter().filter(waits).all(old) {
+                break all;
+            }
+            assert!(Instant::now() < deadline, "{all:?}");
+            std::thread::sleep(Duration::from_millis(50));
+        };
+        let flows = take(30_000, &later);
+        let answers: Vec<(String, BackendAnswer)> = flows
+            .backends
+            .iter()
+            .map(|b| (b.backend.ip().to_string(), b.answer))
+            .collect();
+        let silent = BackendAnswer::None {
+            flows: FLOWS,
+            sources: 1,
+            since: Millis(0),
+        };
+        assert_eq!(
+            answers,
+            [
+                ("10.244.1.3".into(), silent),
+                ("10.244.1.2".into(), BackendAnswer::Some),
+                ("10.244.1.4".into(), BackendAnswer::Some)
+            ]
+        );
+        let shown = run("conntrack", &["-L", "--dst-nat"], "");
+        let lines = |end: &str, word: &str| {
+            let line = |l: &&str| l.contains(&format!("src={end}")) && l.contains(word);
+            shown.lines().filter(line).count()
+        };
+        assert_eq!(lines("10.244.1.3", "[UNREPLIED]"), FLOWS as usize);
+        assert_eq!(lines("10.244.1.2", "ESTABLISHED"), FLOWS as usize);
+        assert_eq!(shown.lines().count(), later.len());
+    });
+}

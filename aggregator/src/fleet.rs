@@ -4,6 +4,7 @@
 //! count, so that the last words of an old one cannot undo what a new one said.
 
 use model::conntrack::ConntrackReading;
+use model::flows::FlowsReading;
 use model::name::{NodeName, ServiceName};
 use model::report::Report;
 use model::time::{Millis, Now};
@@ -52,6 +53,8 @@ pub enum Event {
         api_as_of: Option<Millis>,
         /// What is new of connection tracking.
         conntrack: Option<Arc<ConntrackReading>>,
+        /// What is new of the backends that answer.
+        flows: Option<Arc<FlowsReading>>,
         /// The node's clock when it was sent.
         sent_at: Millis,
     },
@@ -118,6 +121,8 @@ pub struct Said {
     pub took_ms: u64,
     /// The newest reading of connection tracking; `None`: the agent says nothing of it.
     pub conntrack: Option<Arc<ConntrackReading>>,
+    /// Which backends answer, as its newest connection said last; `None`: it says nothing of it.
+    pub flows: Option<Arc<FlowsReading>>,
     /// When that was received.
     pub received: Now,
     /// The node's clock when it was sent.
@@ -182,6 +187,11 @@ impl Fleet {
                 return Err(Refused::Full);
             }
             let said = self.nodes.remove(node).and_then(|m| m.said);
+            // The new one tells it anew, and an older agent not at all.
+            let said = said.map(|said| Said {
+                flows: None,
+                ..said
+            });
             self.nodes.insert(
                 node.clone(),
                 Member {
@@ -212,6 +222,10 @@ impl Fleet {
                     api_as_of: report.api_as_of,
                     took_ms: report.took_ms,
                     conntrack: report.conntrack.clone(),
+                    flows: report
+                        .flows
+                        .clone()
+                        .or_else(|| member.said.as_ref().and_then(|s| s.flows.clone())),
                     received: now,
                     sent_at,
                     report,
@@ -223,6 +237,7 @@ impl Fleet {
                 took_ms,
                 api_as_of,
                 conntrack,
+                flows,
                 sent_at,
                 ..
             } => {
@@ -237,6 +252,9 @@ impl Fleet {
                     said.api_as_of = api_as_of;
                     if conntrack.is_some() {
                         said.conntrack = conntrack;
+                    }
+                    if flows.is_some() {
+                        said.flows = flows;
                     }
                     said.received = now;
                     said.sent_at = sent_at;

@@ -282,6 +282,12 @@ impl Session {
                             .transpose()
                             .map_err(wrong)?
                             .map(Arc::new),
+                        flows: h
+                            .flows
+                            .map(proto::decode::flows)
+                            .transpose()
+                            .map_err(wrong)?
+                            .map(Arc::new),
                         sent_at,
                     },
                 )?,

@@ -251,6 +251,7 @@ fn silence_ages_and_heartbeats_refresh() {
         took_ms: 3,
         api_as_of: Some(Millis(AT + 19_000)),
         conntrack: None,
+        flows: None,
         sent_at: Millis(AT + 20_100),
     };
     f.apply(&n, beat, at(20)).unwrap();

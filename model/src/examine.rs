@@ -166,6 +166,7 @@ pub fn examine(pass: &Pass, ledger: &mut Ledger) -> Examined {
         converging,
         rows: compared.rows.clone(),
         conntrack: None,
+        flows: None,
     };
     report.verdict = verdict(&report);
     Examined {

@@ -4,13 +4,14 @@
 //! ([`NodeAnswer`]). Output: [`Flow`]. Nothing here is sent, looked up or waited for.
 //!
 //! Reading order: [`objects`] and [`store`] (what is known), this file (what is answered), then one file
-//! for each question: `selector` (1), `pods` (2), `slices` (3), `address` (4), `nodes` (the nodes' part
-//! of 4, 6, 7 and 8), `outside` (7). `sweep` asks of all Services what the API alone answers.
+//! for each question: `selector` (1), `pods` (2), `slices` (3), `address` (4), `direct` (5), `nodes` (the
+//! nodes' part of 4, 6, 7 and 8), `outside` (7). `sweep` asks of all Services what the API alone answers.
 //!
 //! A step fails by what is found in it. A fault that only follows from an earlier step's says so, and
 //! the verdict names the first step that fails by itself.
 
 mod address;
+mod direct;
 pub mod limits;
 mod nodes;
 pub mod objects;
@@ -25,7 +26,7 @@ mod text;
 #[cfg(test)]
 mod tests;
 
-pub use nodes::NodeAnswer;
+pub use nodes::{NodeAnswer, NodeFlows};
 pub use store::Objects;
 pub use sweep::{ApiFinding, Sweep, api_findings};
 pub use text::{evidence_lines, finding_text, wrapped};
@@ -102,6 +103,10 @@ pub enum Check {
     ExternalNameIsAddress,
     /// Another Service claims the same address, protocol and port.
     AddressClaimedTwice,
+    /// An endpoint that can be used answered none of the new flows that were sent to it.
+    EndpointSilent,
+    /// It answered others, but none from one node.
+    EndpointSilentForSome,
     /// Nodes do not do with the address what the API asks for.
     NodesDiffer,
     /// Nodes are still given time.
@@ -515,7 +520,7 @@ fn answers(ground: Option<&Ground>, why: &str, nodes: &[NodeAnswer]) -> [Part; 8
             unknown(),
             unknown(),
             nodes::at_addresses(None, nodes, nodes::Where::All),
-            direct(None),
+            unknown(),
             nodes::proxies(nodes),
             unknown(),
             nodes::against_each_other(None, nodes),
@@ -533,26 +538,11 @@ fn answers(ground: Option<&Ground>, why: &str, nodes: &[NodeAnswer]) -> [Part; 8
         pods,
         slices,
         address::answer(g, nodes),
-        direct(Some(g)),
+        direct::answer(g, nodes),
         nodes::proxies(nodes),
         outside::answer(g, nodes),
         nodes::against_each_other(Some(g), nodes),
     ]
-}
-
-/// Nothing is sent to a Pod, and no node reports flows yet that would answer it.
-fn direct(ground: Option<&Ground>) -> Part {
-    use crate::service::ServiceType::ExternalName;
-    let external = ground
-        .and_then(|g| g.service)
-        .is_some_and(|s| s.object.service.kind == ExternalName);
-    if external {
-        return Part::plain(Answer::NotApplicable, "an ExternalName has no Pods");
-    }
-    Part::plain(
-        Answer::Unknown,
-        "nothing is sent to Pods, and connection tracking is not looked at here",
-    )
 }
 
 fn verdict(name: &ServiceName, steps: &[Step]) -> String {

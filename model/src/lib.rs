@@ -7,7 +7,7 @@
 //! [`desired`] (what should be); [`capture`] (what could be read); [`compare`], [`finding`],
 //! [`settle`] (how they differ, and since when); [`examine`] (one whole pass), [`report`]; [`flow`]
 //! (the debugging flow for one Service, on the whole cluster); and by itself [`conntrack`] (how full
-//! the node's table of connections is, and what its counters say).
+//! the node's table of connections is, and what its counters say) and [`flows`] (which backends answer).
 
 pub mod address;
 pub mod capture;
@@ -18,6 +18,7 @@ pub mod endpoint;
 pub mod examine;
 pub mod finding;
 pub mod flow;
+pub mod flows;
 pub mod limits;
 pub mod name;
 pub mod profile;

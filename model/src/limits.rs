@@ -43,3 +43,16 @@ pub const REPLICA_ADDRESSES: usize = 2;
 /// Readings of connection tracking that are remembered: one every 5 s for the forecast's longest window
 /// of four hours, and some.
 pub const CONNTRACK_READINGS: usize = 3_000;
+
+/// Flows of Services that one walk of connection tracking keeps, as 8 bytes each, twice. A table of more
+/// is not walked to its end.
+pub const FLOW_ENTRIES: usize = 262_144;
+
+/// Pairs of frontend and backend that one walk counts for; the window holds ten such walks.
+pub const FLOW_KEYS: usize = 16_384;
+
+/// Addresses counted that one backend left without an answer. More say nothing more.
+pub const FLOW_SOURCES: usize = 16;
+
+/// Backends of one node that are reported, those first that answered nothing.
+pub const FLOW_BACKENDS: usize = 512;

@@ -4,6 +4,7 @@ use crate::address::{Family, Frontend, SourceClass};
 use crate::capture::{DatapathFound, Gap};
 use crate::conntrack::ConntrackReading;
 use crate::finding::Finding;
+use crate::flows::FlowsReading;
 use crate::name::{NodeName, ServicePortName};
 use crate::table::{Action, Forwarding, OneOf};
 use crate::time::Millis;
@@ -260,6 +261,9 @@ pub struct Report {
     /// The newest reading of connection tracking, which has its own time and is no part of the verdict;
     /// `None`: nobody looked.
     pub conntrack: Option<Arc<ConntrackReading>>,
+    /// Which backends answer new flows, with its own time as well, and no part of the verdict either;
+    /// `None`: nobody looked.
+    pub flows: Option<Arc<FlowsReading>>,
 }
 
 impl Row {

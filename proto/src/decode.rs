@@ -8,6 +8,7 @@ use model::address::{Frontend, Protocol, SourceClass};
 use model::capture::{DatapathFound, DatapathState, Gap};
 use model::conntrack::ConntrackReading;
 use model::finding::{Evidence, Finding, FindingKind, Severity};
+use model::flows::FlowsReading;
 use model::name::{NodeName, ServicePortName};
 use model::report::{Judged, NodeState, NotJudged, Report, Row};
 use model::table::{
@@ -84,6 +85,7 @@ impl TryFrom<v1::Report> for Report {
                 .map(|r| row(r).map(Arc::new))
                 .collect::<Result<_>>()?,
             conntrack: r.conntrack.map(conntrack).transpose()?.map(Arc::new),
+            flows: r.flows.map(flows).transpose()?.map(Arc::new),
         })
     }
 }
@@ -94,6 +96,14 @@ impl TryFrom<v1::Report> for Report {
 /// [`WireError`].
 pub fn conntrack(c: v1::Conntrack) -> Result<ConntrackReading> {
     crate::conntrack::from_wire(c)
+}
+
+/// Which backends answer, from the wire.
+///
+/// # Errors
+/// [`WireError`].
+pub fn flows(f: v1::Flows) -> Result<FlowsReading> {
+    crate::flows::from_wire(f)
 }
 
 pub(crate) fn gap(field: &'static str, g: v1::Gap) -> Result<Gap> {
@@ -436,7 +446,7 @@ fn prefix(field: &'static str, bytes: &[u8], length: u32) -> Result<IpNet> {
     IpNet::new(address(field, bytes)?, length).map_err(|_| wrong)
 }
 
-fn socket(field: &'static str, s: v1::Socket) -> Result<SocketAddr> {
+pub(crate) fn socket(field: &'static str, s: v1::Socket) -> Result<SocketAddr> {
     Ok(SocketAddr::new(
         address(field, &s.address)?,
         port(field, s.port)?,
@@ -463,7 +473,7 @@ fn address(field: &'static str, bytes: &[u8]) -> Result<IpAddr> {
     }
 }
 
-fn service_port(s: v1::ServicePort) -> Result<ServicePortName> {
+pub(crate) fn service_port(s: v1::ServicePort) -> Result<ServicePortName> {
     if s.namespace.is_empty() || s.name.is_empty() {
         return Err(WireError::Missing("service"));
     }
@@ -478,7 +488,7 @@ fn text(field: &'static str, s: String) -> Result<String> {
     Ok(s)
 }
 
-fn few(field: &'static str, got: usize, bound: usize) -> Result<()> {
+pub(crate) fn few(field: &'static str, got: usize, bound: usize) -> Result<()> {
     if got > bound {
         Err(WireError::TooMany { field, got, bound })
     } else {
@@ -486,7 +496,7 @@ fn few(field: &'static str, got: usize, bound: usize) -> Result<()> {
     }
 }
 
-fn each<A, B>(
+pub(crate) fn each<A, B>(
     field: &'static str,
     list: Vec<A>,
     bound: usize,

@@ -7,6 +7,7 @@ use model::address::{Frontend, Protocol, SourceClass};
 use model::capture::{DatapathState, Gap};
 use model::conntrack::ConntrackReading;
 use model::finding::{Evidence, Finding, FindingKind, Severity};
+use model::flows::FlowsReading;
 use model::name::ServicePortName;
 use model::report::{Judged, NodeState, NotJudged, Report, Row};
 use model::table::{Action, Affinity, Because, Forwarding, Masquerade, OneOf, SourceRanges};
@@ -64,12 +65,18 @@ fn head(r: &Report) -> v1::Report {
             .collect(),
         rows: Vec::new(),
         conntrack: r.conntrack.as_deref().map(conntrack),
+        flows: r.flows.as_deref().map(flows),
     }
 }
 
 /// A reading of connection tracking as it goes over the wire.
 pub fn conntrack(c: &ConntrackReading) -> v1::Conntrack {
     crate::conntrack::to_wire(c)
+}
+
+/// Which backends answer, as it goes over the wire.
+pub fn flows(f: &FlowsReading) -> v1::Flows {
+    crate::flows::to_wire(f)
 }
 
 pub(crate) fn gap(g: &Gap) -> v1::Gap {
@@ -365,14 +372,14 @@ fn frontend(f: &Frontend) -> v1::Frontend {
     }
 }
 
-fn socket(s: SocketAddr) -> v1::Socket {
+pub(crate) fn socket(s: SocketAddr) -> v1::Socket {
     v1::Socket {
         address: bytes(s.ip()),
         port: u32::from(s.port()),
     }
 }
 
-fn service_port(s: &ServicePortName) -> v1::ServicePort {
+pub(crate) fn service_port(s: &ServicePortName) -> v1::ServicePort {
     v1::ServicePort {
         namespace: cut(&s.service.namespace, limits::NAME_BYTES),
         name: cut(&s.service.name, limits::NAME_BYTES),

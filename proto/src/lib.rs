@@ -6,6 +6,7 @@
 mod conntrack;
 pub mod decode;
 pub mod encode;
+mod flows;
 pub mod limits;
 
 /// Generated from `proto/vipwitness.v1.proto` by `examples/generate.rs`.

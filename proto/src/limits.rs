@@ -24,3 +24,5 @@ pub const EVIDENCE: usize = 256;
 pub const NAME_BYTES: usize = 253;
 /// Bytes of one text: a sentence with some names in it.
 pub const TEXT_BYTES: usize = 8 << 10;
+/// Backends whose flows one node tells of: what the agent may send.
+pub const FLOW_BACKENDS: usize = model::limits::FLOW_BACKENDS;

@@ -160,6 +160,7 @@ fn full() -> Report {
         .map(Arc::new)
         .collect(),
         conntrack: None,
+        flows: None,
     }
 }
 

@@ -1,5 +1,5 @@
 //! Statistics of connection tracking: counters and entries over ctnetlink, sizes and timeouts from
-//! sysctls. Entries themselves are not read here.
+//! sysctls. Entries themselves are read in [`super::flows`].
 //!
 //! All of it is of this thread's network namespace, but for the hash table's size; see
 //! [`model::conntrack`] for what belongs to whom.
@@ -53,9 +53,8 @@ impl Reader {
     /// # Errors
     /// [`ReadError`]; an answer that is not whole is one, and never a reading with gaps.
     pub fn read(&mut self) -> Result<Sample, ReadError> {
-        match std::fs::metadata(format!("{SYSCTLS}max")) {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Err(ReadError::Absent),
-            _ => {}
+        if absent() {
+            return Err(ReadError::Absent);
         }
         let netlink = match &mut self.netlink {
             Some(netlink) => netlink,
@@ -74,13 +73,19 @@ impl Reader {
     }
 }
 
+/// Has the kernel no connection tracking?
+pub(super) fn absent() -> bool {
+    let found = std::fs::metadata(format!("{SYSCTLS}max"));
+    found.is_err_and(|e| e.kind() == io::ErrorKind::NotFound)
+}
+
 /// What a sysctl says; `None` where it is not there, cannot be read or is no number.
 fn sysctl(name: &str) -> Option<u32> {
     let text = std::fs::read_to_string(format!("{SYSCTLS}{name}")).ok()?;
     text.trim().parse().ok()
 }
 
-fn refused(error: NetlinkError) -> ReadError {
+pub(super) fn refused(error: NetlinkError) -> ReadError {
     match error {
         NetlinkError::Permission => ReadError::Permission,
         NetlinkError::Absent => ReadError::NoNetlink,

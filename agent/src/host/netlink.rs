@@ -77,6 +77,9 @@ pub enum Question<'a> {
     ConntrackCpus,
     /// `IPCTNL_MSG_CT_GET_STATS`: one answer.
     ConntrackTable,
+    /// `IPCTNL_MSG_CT_GET`: entries of both families whose destination was translated; all of them on
+    /// kernels that do not filter by status.
+    ConntrackTranslated,
 }
 
 impl Question<'_> {
@@ -130,6 +133,16 @@ impl Question<'_> {
             // linux/netfilter/nfnetlink_conntrack.h, NFNL_SUBSYS_CTNETLINK = 1
             Question::ConntrackCpus => (CT | 4, NLM_F_DUMP, nfgen(0)),
             Question::ConntrackTable => (CT | 5, 0, nfgen(0)),
+            Question::ConntrackTranslated => {
+                // CTA_STATUS, CTA_STATUS_MASK
+                let mut body = nfgen(0);
+                for kind in [3u16, 26] {
+                    body.extend_from_slice(&8u16.to_ne_bytes());
+                    body.extend_from_slice(&kind.to_ne_bytes());
+                    body.extend_from_slice(&super::flows::DST_NAT.to_be_bytes());
+                }
+                (CT | 1, NLM_F_DUMP, body)
+            }
         }
     }
 }

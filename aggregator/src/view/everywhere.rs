@@ -7,9 +7,9 @@ use super::{NotFound, View, similar};
 use crate::fleet::{Fleet, Said};
 use model::address::Frontend;
 use model::finding::{Finding, FindingKind};
-use model::flow::{Api, NodeAnswer, Question, Step, flow, wrapped};
+use model::flow::{Api, NodeAnswer, NodeFlows, Question, Step, flow, wrapped};
 use model::name::ServiceName;
-use model::time::Now;
+use model::time::{Millis, Now};
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -187,6 +187,7 @@ fn answers<'a>(fleet: &'a Fleet, service: &ServiceName, now: Now) -> Vec<NodeAns
                 does: "have not reported yet".into(),
                 findings: Vec::new(),
                 converging: Vec::new(),
+                flows: None,
             });
             continue;
         };
@@ -206,6 +207,10 @@ fn answers<'a>(fleet: &'a Fleet, service: &ServiceName, now: Now) -> Vec<NodeAns
             does: does(state, &mine, &shared, reports),
             findings: findings.map(|f| (f, said.since_ms(f.since, now))).collect(),
             converging: said.report.converging.iter().filter(about).collect(),
+            flows: said.flows.as_deref().map(|f| NodeFlows {
+                reading: &f.reading,
+                clock: said.since_ms(Millis(0), now),
+            }),
         });
     }
     all

@@ -65,6 +65,7 @@ pub fn named(node: &str, services: &[(&str, &str)]) -> Report {
         converging: vec![],
         rows: ports.flat_map(|p| rows(&p)).map(Arc::new).collect(),
         conntrack: None,
+        flows: None,
     }
 }
 

@@ -1,7 +1,9 @@
 //! What the nodes say: their part of steps 4, 6, 7 and 8.
 
 use super::{Answer, Check, Evidence, Finding, Ground, Part, Weight, count, limits};
+use crate::capture::Reading;
 use crate::finding::{self, FindingKind, Severity};
+use crate::flows::Flows;
 use crate::name::NodeName;
 use crate::report::service::State;
 use crate::report::words::{ago, few};
@@ -23,6 +25,17 @@ pub struct NodeAnswer<'a> {
     pub findings: Vec<(&'a finding::Finding, u64)>,
     /// Differences about them that are still given time.
     pub converging: Vec<&'a finding::Finding>,
+    /// Which backends answer; `None`: it says nothing of it.
+    pub flows: Option<NodeFlows<'a>>,
+}
+
+/// What a node says of the backends that answer.
+#[derive(Clone, Copy, Debug)]
+pub struct NodeFlows<'a> {
+    /// The reading that stands.
+    pub reading: &'a Reading<Flows>,
+    /// This instant by the node's clock, milliseconds since the epoch.
+    pub clock: u64,
 }
 
 /// Which of a Service's addresses.

@@ -82,6 +82,9 @@ pub struct Heartbeat {
     /// What is newer than in the last Report, ReportDelta or Heartbeat that had one; absent: nothing is.
     #[prost(message, optional, tag = "5")]
     pub conntrack: ::core::option::Option<Conntrack>,
+    /// The same.
+    #[prost(message, optional, tag = "6")]
+    pub flows: ::core::option::Option<Flows>,
 }
 /// What is different from the Report or ReportDelta that was sent last on this stream.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -386,6 +389,66 @@ pub struct Report {
     /// Absent: the agent says nothing of it.
     #[prost(message, optional, tag = "14")]
     pub conntrack: ::core::option::Option<Conntrack>,
+    /// Absent: the same as was sent last on this stream; nothing, if nothing was.
+    #[prost(message, optional, tag = "15")]
+    pub flows: ::core::option::Option<Flows>,
+}
+/// Which backends answer new flows.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Flows {
+    /// The first walk that gave this.
+    #[prost(uint64, tag = "1")]
+    pub at_ms: u64,
+    #[prost(oneof = "flows::Reading", tags = "2, 3, 4")]
+    pub reading: ::core::option::Option<flows::Reading>,
+}
+/// Nested message and enum types in `Flows`.
+pub mod flows {
+    #[derive(Clone, PartialEq, ::prost::Oneof)]
+    pub enum Reading {
+        /// The kernel has no connection tracking.
+        #[prost(bool, tag = "2")]
+        Absent(bool),
+        /// It could not be read.
+        #[prost(message, tag = "3")]
+        Failed(super::Gap),
+        #[prost(message, tag = "4")]
+        Seen(super::FlowsSeen),
+    }
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct FlowsSeen {
+    /// Those that answered nothing first.
+    #[prost(message, repeated, tag = "1")]
+    pub backends: ::prost::alloc::vec::Vec<BackendFlows>,
+    /// More of them, that are not told.
+    #[prost(uint64, tag = "2")]
+    pub left_out: u64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct BackendFlows {
+    #[prost(message, optional, tag = "1")]
+    pub service: ::core::option::Option<ServicePort>,
+    #[prost(enumeration = "Protocol", tag = "2")]
+    pub protocol: i32,
+    #[prost(message, optional, tag = "3")]
+    pub backend: ::core::option::Option<Socket>,
+    /// Absent: new flows were answered.
+    #[prost(message, optional, tag = "4")]
+    pub unanswered: ::core::option::Option<Unanswered>,
+}
+/// New flows of which none was answered.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Unanswered {
+    /// More than 0.
+    #[prost(uint32, tag = "1")]
+    pub flows: u32,
+    /// Addresses that they came from, counted up to a bound.
+    #[prost(uint32, tag = "2")]
+    pub sources: u32,
+    /// They began after this.
+    #[prost(uint64, tag = "3")]
+    pub since_ms: u64,
 }
 /// A reading of connection tracking.
 #[derive(Clone, PartialEq, ::prost::Message)]

@@ -69,6 +69,7 @@ fn report() -> Report {
         .map(Arc::new)
         .into(),
         conntrack: None,
+        flows: None,
     }
 }
 

@@ -1,5 +1,6 @@
 //! Cases: each check is provoked, and a near miss stays silent.
 
+mod direct;
 mod nodes;
 mod outside;
 mod pods;

@@ -14,6 +14,7 @@ pub(super) fn agrees(node: &NodeName) -> NodeAnswer<'_> {
         does: "agree with the API".into(),
         findings: vec![],
         converging: vec![],
+        flows: None,
     }
 }
 
