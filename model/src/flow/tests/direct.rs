@@ -97,7 +97,7 @@ fn a_silent_backend_beside_others_that_answer_is_a_fault() {
     assert_eq!(proof.object, "Pod shop/web-3");
     assert_eq!(
         proof.says,
-        "10.244.1.3:8080/TCP: 3 new flows from 1 address on node n1 within 2.0 min, none answered; \
+        "10.244.1.3:8080/TCP: 3 new flows from 1 address on node n1 within 2 min 0 s, none answered; \
          others are"
     );
     assert!(
