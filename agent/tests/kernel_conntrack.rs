@@ -425,8 +425,8 @@ fn a_backend_that_drops_is_told_from_one_that_answers() {
         }
         let waits = |e: &&Entry| !e.answered;
         let begun = entries();
-        let refused = |e: &&Entry| e.frontend.port() == 82 && e.answered;
-        assert_eq!(begun.iter().filter(refused).count(), FLOWS as usize);
+        // Refused by a RST: the kernel keeps no entry.
+        assert!(begun.iter().all(|e| e.frontend.port() != 82));
         // Until the last SYN of each is old enough.
         let deadline = Instant::now() + Duration::from_secs(30);
         let later = loop {
@@ -453,8 +453,7 @@ fn a_backend_that_drops_is_told_from_one_that_answers() {
             answers,
             [
                 ("10.244.1.3".into(), silent),
-                ("10.244.1.2".into(), BackendAnswer::Some),
-                ("10.244.1.4".into(), BackendAnswer::Some)
+                ("10.244.1.2".into(), BackendAnswer::Some)
             ]
         );
         let shown = run("conntrack", &["-L", "--dst-nat"], "");

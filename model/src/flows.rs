@@ -5,9 +5,10 @@
 //! [`FlowsReading`] (what is reported).
 //!
 //! Facts of the kernel that this rests on (linux 6.x, net/netfilter):
-//! - A packet of the other direction sets `IPS_SEEN_REPLY` (`nf_conntrack_in`). A RST is one: a
-//!   connection that is refused by it counts as answered. An ICMP error is none: one that is refused by
-//!   it does not.
+//! - A packet of the other direction sets `IPS_SEEN_REPLY` (`nf_conntrack_in`). An ICMP error is none: a
+//!   connection that is refused by it counts as unanswered.
+//! - A RST ends an entry that is not assured at once (`nf_conntrack_tcp_packet`): a connection that is
+//!   refused by it is never seen, neither as answered nor as unanswered.
 //! - What lives on is the time since the last packet: each SYN that is sent again begins the timeout of
 //!   `SYN_SENT` anew (`nf_conntrack_tcp_packet`). Timeout minus time left is what a flow has waited
 //!   since its last SYN, never more than it has waited in all. Whole seconds, rounded down.
@@ -17,7 +18,8 @@
 //!   fewer are seen then, and none that were not there.
 //!
 //! What cannot be told from it: who forbids a client whose flows are not answered (NetworkPolicy, a
-//! firewall on the way), and flows that were over between two walks, which a RST makes within 10 s.
+//! firewall on the way), and flows that were over between two walks, which a RST makes within 10 s of one
+//! that was assured.
 
 use crate::address::{Frontend, Protocol};
 use crate::capture::Reading;

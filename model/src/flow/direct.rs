@@ -279,10 +279,11 @@ fn judge(g: &Ground, targets: &Targets, readers: &[Reader]) -> Part {
     }
     let open = single.len() + unsure;
     let mut says = match (answered, open) {
-        (0, 0) => "no new flow to its endpoints was seen in the last 5 min".to_string(),
+        (0, 0) => "no new flow to its endpoints was seen in the last 5 min; one that a Pod refuses leaves no trace"
+            .to_string(),
         (0, _) => "no new flow to its endpoints was answered, too few to tell why".into(),
         (n, _) => format!(
-            "new flows to {n} of {} were answered (a refused one counts)",
+            "new flows to {n} of {} were answered",
             count(targets.len(), "usable endpoint", "usable endpoints")
         ),
     };
