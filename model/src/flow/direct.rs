@@ -62,6 +62,10 @@ pub(super) fn answer(g: &Ground, nodes: &[NodeAnswer]) -> Part {
         let says = "nothing is sent to Pods, and flows to a headless Service are not translated";
         return Part::plain(Answer::Unknown, says);
     }
+    if nodes.is_empty() {
+        // Asked of every Service at once, it must cost nothing.
+        return Part::plain(Answer::Unknown, unread(nodes));
+    }
     let mut targets = targets(g);
     if targets.is_empty() {
         return Part::plain(Answer::Unknown, "no endpoint is ready");
