@@ -215,6 +215,7 @@ fn heartbeats_carry_it() {
             took_ms: 3,
             api_as_of: None,
             conntrack,
+            flows: None,
             sent_at: Millis(AT + seconds * 1_000 + 100),
         };
         f.apply(&calm, event, at(seconds)).unwrap();
@@ -274,4 +275,50 @@ fn series_have_the_kernels_types() {
     let text = metrics(&unlimited, &ApiDrift::default(), at(1)).unwrap();
     assert!(text.contains("vipwitness_conntrack_entries{node=\"n\"} 5"));
     assert!(!text.contains("vipwitness_conntrack_entries_limit"));
+}
+
+/// Which backends answer: a heartbeat or report without it leaves what was known, a new connection, which
+/// may be an older agent's, does not.
+#[test]
+fn which_backends_answer_is_kept_for_as_long_as_the_connection() {
+    use model::flows::{Flows, FlowsReading};
+    let mut f = fleet();
+    let calm = NodeName::from("calm");
+    let flows = Arc::new(FlowsReading {
+        at: Millis(AT),
+        reading: Reading::Read(Flows::default()),
+    });
+    let beat = |f: &mut Fleet, flows| {
+        let event = Event::Heartbeat {
+            connection: 1,
+            pass: 9,
+            at: Millis(AT + 1_000),
+            took_ms: 3,
+            api_as_of: None,
+            conntrack: None,
+            flows,
+            sent_at: Millis(AT + 1_100),
+        };
+        f.apply(&calm, event, at(1)).unwrap();
+    };
+    let known = |f: &Fleet| f.nodes[&calm].said.as_ref().unwrap().flows.clone();
+    beat(&mut f, Some(flows.clone()));
+    assert_eq!(known(&f), Some(flows.clone()));
+    beat(&mut f, None);
+    assert_eq!(known(&f), Some(flows.clone()));
+    let report = f.nodes[&calm].said.as_ref().unwrap().report.clone();
+    assert_eq!(report.flows, None);
+    let event = Event::Report {
+        connection: 1,
+        report,
+        sent_at: Millis(AT + 2_000),
+    };
+    f.apply(&calm, event, at(2)).unwrap();
+    assert_eq!(known(&f), Some(flows));
+    let event = Event::Connected {
+        connection: 2,
+        agent_version: "0".into(),
+    };
+    f.apply(&calm, event, at(3)).unwrap();
+    assert_eq!(known(&f), None);
 }

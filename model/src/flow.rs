@@ -127,7 +127,7 @@ pub enum Check {
 
 impl Check {
     /// Every check.
-    pub const ALL: [Check; 26] = [
+    pub const ALL: [Check; 28] = [
         Check::SelectorMatchesNothing,
         Check::NoReadyPod,
         Check::PodNotReady,
@@ -146,6 +146,8 @@ impl Check {
         Check::SelectorlessWithoutSlices,
         Check::ExternalNameIsAddress,
         Check::AddressClaimedTwice,
+        Check::EndpointSilent,
+        Check::EndpointSilentForSome,
         Check::NodesDiffer,
         Check::NodesConverge,
         Check::ProxyUnhealthy,
@@ -177,6 +179,8 @@ impl Check {
             Check::SelectorlessWithoutSlices => "selectorless_without_slices",
             Check::ExternalNameIsAddress => "external_name_is_address",
             Check::AddressClaimedTwice => "address_claimed_twice",
+            Check::EndpointSilent => "endpoint_silent",
+            Check::EndpointSilentForSome => "endpoint_silent_for_some",
             Check::NodesDiffer => "nodes_differ",
             Check::NodesConverge => "nodes_converge",
             Check::ProxyUnhealthy => "proxy_unhealthy",
