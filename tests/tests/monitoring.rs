@@ -106,6 +106,7 @@ fn metrics() -> String {
             at: Millis(2_000),
             reading: Reading::Read(conntrack()),
         })),
+        flows: None,
     };
     let mut fleet = Fleet::default();
     let now = Now {
