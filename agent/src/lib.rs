@@ -5,6 +5,7 @@ pub mod conntrack;
 pub mod datapath;
 pub mod fresh;
 pub mod host;
+pub mod ipvs;
 pub mod kernel;
 pub mod local;
 pub mod netfilter;

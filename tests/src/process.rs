@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::mpsc;
 use std::sync::{LazyLock, Mutex};
 use std::time::Duration;
@@ -27,16 +27,30 @@ impl Process {
     /// Starts `command`; both outputs go to the file `log`. The program is killed by the kernel
     /// when this process dies, however it dies.
     pub fn start(name: &str, mut command: Command, log: &Path) -> Result<Process> {
+        command.stdin(Stdio::null());
+        Process::launch(name, command, log)
+    }
+
+    /// The same with a pipe to its standard input.
+    pub fn start_with_input(
+        name: &str,
+        mut command: Command,
+        log: &Path,
+    ) -> Result<(Process, ChildStdin)> {
+        command.stdin(Stdio::piped());
+        let mut process = Process::launch(name, command, log)?;
+        let input = process.child.stdin.take().context("it has no input")?;
+        Ok((process, input))
+    }
+
+    fn launch(name: &str, mut command: Command, log: &Path) -> Result<Process> {
         let file = File::options()
             .create(true)
             .append(true)
             .open(log)
             .with_context(|| format!("opening {}", log.display()))?;
         let words = command::words(&command);
-        command
-            .stdin(Stdio::null())
-            .stdout(file.try_clone()?)
-            .stderr(file);
+        command.stdout(file.try_clone()?).stderr(file);
         let child = spawn_for_life(command).with_context(|| format!("starting {words}"))?;
         cleanup::add_process(child.id());
         Ok(Process {
