@@ -14,11 +14,9 @@ pub mod rules;
 
 use crate::host::netlink::NetlinkError;
 use crate::host::{self, ipvs::ReadError};
-use crate::netfilter::ruleset::Ruleset;
 use capture::Captured;
 use ipset::Ipsets;
 use model::capture::Gap;
-use rules::refers_to_sets;
 
 /// What belongs to the rules of a node that has virtual servers.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -29,11 +27,12 @@ pub struct Ipvs {
     pub sets: Ipsets,
 }
 
-/// Reads it, undecoded. `None`: the kernel has no IPVS.
+/// Reads it, undecoded. `None`: the kernel has no IPVS. `refers`: does any rule refer to an ipset? Asked
+/// only where it matters.
 ///
 /// # Errors
 /// What could not be read: rules without it show something else than packets meet.
-pub fn read(ruleset: &Ruleset) -> Result<Option<Captured>, Gap> {
+pub fn read(refers: impl FnOnce() -> bool) -> Result<Option<Captured>, Gap> {
     let gap = |what: &str, why: String| Gap {
         what: what.into(),
         why: why.into(),
@@ -43,7 +42,7 @@ pub fn read(ruleset: &Ruleset) -> Result<Option<Captured>, Gap> {
         Err(ReadError::Absent) => return Ok(None),
         Err(error) => return Err(gap("IPVS", error.to_string())),
     };
-    let sets = if refers_to_sets(ruleset) {
+    let sets = if refers() {
         match host::ipset::read(ipset::is_kube_proxys) {
             Ok(sets) => sets,
             // Rules refer to sets, so the kernel has them.

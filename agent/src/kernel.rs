@@ -115,7 +115,7 @@ fn put_among(
     changes: Changes,
     last: Option<(Ruleset, Ipvs)>,
 ) -> (Reading<Ruleset>, Changes, Option<(Ruleset, Ipvs)>) {
-    let read = match ipvs::read(&plain) {
+    let read = match ipvs::read(|| ipvs::rules::refers_to_sets(&plain)) {
         Ok(Some(captured)) => captured.decode().map(Some),
         Ok(None) => Ok(None),
         Err(gap) => Err(gap),

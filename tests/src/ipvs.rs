@@ -17,7 +17,7 @@ use crate::topology::{CLUSTER_CIDR, Hub, Node};
 use crate::uml::Guest;
 
 /// How long the guest, one slow core, may take for one thing.
-const LIMIT: Duration = Duration::from_secs(240);
+const LIMIT: Duration = Duration::from_secs(600);
 /// Of all pairs of frontend and source, so many have to be judged.
 const JUDGED_SHARE: f64 = 0.99;
 /// Findings that are printed before the rest is only counted.
@@ -88,13 +88,31 @@ fn start_proxy(guest: &mut Guest, cluster: &Cluster, node: &Node, version: Versi
     Ok(())
 }
 
-/// Waits in the guest until a condition of its shell holds.
-fn wait_for(guest: &mut Guest, what: &str, condition: &str) -> Result<()> {
+/// Waits in the guest until there are real servers with these addresses, and then until kube-proxy has
+/// nothing left to do in either family: it writes sets and rules last, and starts a program for each
+/// member of a set.
+fn wait_programmed(guest: &mut Guest, real: &[&str]) -> Result<()> {
+    let servers: Vec<String> = real
+        .iter()
+        .map(|address| format!("grep -qF '{address}' servers"))
+        .collect();
+    let metric = "kubeproxy_sync_proxy_rules_last_";
     let script = format!(
-        "for i in $(seq 300); do if {condition}; then exit 0; fi; sleep 0.5; done\n\
-         ipvsadm -Ln | tail -20; tail -20 kube-proxy.log; exit 1\n"
+        "for i in $(seq 1000); do\n\
+           ipvsadm -Ln >servers\n\
+           if {} && curl -fsS http://127.0.0.1:10249/metrics | awk '\n\
+             index($1, \"{metric}queued_timestamp_seconds\") == 1 {{ sub(/[^{{]*/, \"\", $1); q[$1] = $2 }}\n\
+             index($1, \"{metric}timestamp_seconds\") == 1 {{ sub(/[^{{]*/, \"\", $1); t[$1] = $2; n++ }}\n\
+             END {{ for (f in q) if (t[f] + 0 < q[f] + 0) exit 1; exit n != 2 }}'\n\
+           then exit 0; fi\n\
+           sleep 0.5\n\
+         done\n\
+         tail -20 servers kube-proxy.log; exit 1\n",
+        servers.join(" && ")
     );
-    guest.must(&script, LIMIT).with_context(|| what.to_owned())?;
+    guest
+        .must(&script, LIMIT)
+        .context("waiting for kube-proxy's rules")?;
     Ok(())
 }
 
@@ -124,10 +142,7 @@ fn judge_generated(
     patch_all(&cluster.api, generated.statuses.clone())?;
     oracle::post_to(&cluster.api, &generated.slices)?;
     oracle::post_to(&cluster.api, &oracle::marker())?;
-    for marker in MARKERS {
-        let condition = format!("ipvsadm -Ln | grep -qF '{marker}'");
-        wait_for(guest, "the last Service is programmed", &condition)?;
-    }
+    wait_programmed(guest, &MARKERS)?;
     println!("programmed after {:.1} s", start.elapsed().as_secs_f32());
 
     let kubeconfig = cluster.kubeconfig(User::Admin)?;
@@ -201,11 +216,7 @@ fn judge_faults(
     let objects = ipvs_faults::objects(node.name());
     oracle::post_to(&cluster.api, &objects)?;
     patch_all(&cluster.api, ipvs_faults::statuses())?;
-    let last = ipvs_faults::LAST;
-    let condition = format!("ipvsadm -Ln | grep -qF '{last}'");
-    wait_for(guest, "the Services of the faults are programmed", &condition)?;
-    // A whole sync after the last change: sets are written before servers.
-    guest.must("sleep 2\n", LIMIT)?;
+    wait_programmed(guest, &[ipvs_faults::LAST])?;
     let configuration = guest.must(
         "curl -fsS http://127.0.0.1:10249/configz\nkill $(cat kube-proxy.pid)\n",
         LIMIT,

@@ -134,6 +134,10 @@ impl Process {
 
     /// SIGKILL; gone when this returns.
     pub fn kill(&mut self) -> Result<()> {
+        // Once it is gone its number may be another's.
+        if self.child.try_wait()?.is_none() {
+            kill_now(self.id());
+        }
         self.child.kill()?;
         self.child.wait()?;
         cleanup::forget_process(self.child.id());
@@ -147,8 +151,14 @@ impl Drop for Process {
     }
 }
 
-/// Kills a process that may be gone already.
+/// Kills a process that may be gone already, with those of its group: each program is started as the
+/// leader of one, and user-mode-linux has helpers that do not end with it.
 pub(crate) fn kill_now(id: u32) {
+    if let Ok(group) = libc::pid_t::try_from(id) {
+        // SAFETY: kill(2) takes two integers and touches no memory of ours; a negative number names the
+        // group of a program that this process started.
+        let _ = unsafe { libc::kill(-group, libc::SIGKILL) };
+    }
     let _ = send(id, libc::SIGKILL);
 }
 
