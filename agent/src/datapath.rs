@@ -14,7 +14,7 @@ use model::address::{Family, Frontend, SourceClass};
 use model::capture::{Coverage, DatapathFound, DatapathState, Gap, Hook, Reading, Snapshot};
 use model::finding::Evidence;
 use model::name::ServicePortName;
-use model::profile::{ProxyMode, ProxyProfile};
+use model::profile::{Learnt, LearntFrom, ProxyMode, ProxyProfile};
 use model::table::{Action, ForwardingTable, Observed};
 use model::view::NodeView;
 use std::collections::BTreeMap;
@@ -100,14 +100,14 @@ fn name_absence(
             })
         };
         let name = |frontend: &Frontend, observed: &mut Observed| {
-            if observed.forwarding.action != Action::None
-                || !observed.evidence.is_empty()
-                || !desired.contains_key(frontend)
-            {
+            if observed.forwarding.action != Action::None || !desired.contains_key(frontend) {
                 return;
             }
             if let Some(why) = datapath.absence(ruleset, node, frontend) {
                 observed.evidence = Arc::new([why]);
+                return;
+            }
+            if !observed.evidence.is_empty() {
                 return;
             }
             let places = datapath.places(node.is_local(frontend.address()));
@@ -208,6 +208,29 @@ pub fn in_charge(ruleset: &Ruleset, profile: &ProxyProfile) -> Option<&'static d
     ALL.into_iter()
         .find(hooked)
         .or_else(|| ALL.into_iter().find(|d| !d.detect(ruleset).is_empty()))
+}
+
+/// The profile, with the mode by what the kernel shows where nobody says it and that is IPVS: what is
+/// right differs too much from the other modes to accept either.
+pub fn learnt<'a>(
+    profile: &'a ProxyProfile,
+    reading: &Reading<Ruleset>,
+) -> std::borrow::Cow<'a, ProxyProfile> {
+    use std::borrow::Cow;
+    let Reading::Read(ruleset) = reading else {
+        return Cow::Borrowed(profile);
+    };
+    let seen = in_charge(ruleset, profile).map(|d| d.mode());
+    if profile.mode.is_some() || seen != Some(ProxyMode::Ipvs) {
+        return Cow::Borrowed(profile);
+    }
+    Cow::Owned(ProxyProfile {
+        mode: Some(Learnt {
+            value: ProxyMode::Ipvs,
+            from: LearntFrom::Kernel,
+        }),
+        ..profile.clone()
+    })
 }
 
 /// Every datapath found, the one in charge first.

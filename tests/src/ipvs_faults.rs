@@ -68,7 +68,7 @@ pub fn all() -> Vec<Fault> {
             "no real server left: clients are refused",
             "ipvsadm -d -t 10.96.200.6:80 -r 10.244.100.6:8080\n\
              ipvsadm -d -t 10.96.200.6:80 -r 10.244.1.6:8080",
-            &[("wrong_action", "10.96.200.6:80/TCP", "refuses")],
+            &[("wrong_action", "10.96.200.6:80/TCP", "tcp 10.96.200.6:80")],
         ),
         fault(
             "real server at another port",
@@ -171,7 +171,7 @@ pub fn all() -> Vec<Fault> {
         ),
         fault(
             "IPv6 real server gone",
-            "ipvsadm -d -t '[fd00:96::c815]:80' -r '[fd00:244:0:0:100::15]:8080'",
+            "ipvsadm -d -t '[fd00:96::c815]:80' -r '[fd00:244::100:15]:8080'",
             &[("missing_backend", "[fd00:96::c815]:80/TCP", "fd00:96::c815")],
         ),
         fault(
@@ -243,8 +243,8 @@ pub fn objects(node: &str) -> Vec<Value> {
         let (family, here, there) = match n {
             21 => (
                 "IPv6",
-                format!("fd00:244:0:0:1::{n:x}"),
-                format!("fd00:244:0:0:100::{n:x}"),
+                format!("fd00:244::1:{n:x}"),
+                format!("fd00:244::100:{n:x}"),
             ),
             _ => ("IPv4", format!("10.244.1.{n}"), format!("10.244.100.{n}")),
         };

@@ -208,11 +208,10 @@ impl Datapath for Ipvs {
                 let evidence = Evidence {
                     family: "link".into(),
                     table: DUMMY.into(),
-                    chain: "".into(),
+                    chain: a.address.to_string().into(),
                     handle: None,
                     element: None,
-                    says: format!("{DUMMY} holds {}, so packets to it end at this node", a.address)
-                        .into(),
+                    says: "is held, so packets to it end at this node".into(),
                 };
                 let row = Observed {
                     forwarding: Forwarding::without_backends(None, Action::Reject),

@@ -256,7 +256,7 @@ fn chain(server: &VirtualServer) -> Chain {
         rules.push(Rule::of(handle as u64, &mut ops, None));
     };
     let unknown = |what: String| vec![Op::UnknownStatement(what.into())];
-    // Real servers that get new connections, by their place in the list as `ipvsadm` shows it.
+    // Real servers that get new connections, by their place among all in order of addresses.
     let active: Vec<_> = server
         .real
         .iter()

@@ -182,7 +182,9 @@ fn matches_of_a_kernel() {
         "{shown:?}"
     );
     assert!(shown[1].contains("CtOriginalDaddr") && shown[1].contains("203.0.113.50/32"));
-    assert!(matches!(&all[3][..], [Op::UnknownMatch(_)]));
+    // Understood, and not to be decided.
+    let bridged = format!("{:?}", all[3]);
+    assert!(bridged.contains("port of a bridge") && bridged.contains("negated: true"));
 }
 
 fn node() -> NodeView {
@@ -290,7 +292,7 @@ fn packets_meet_virtual_servers_between_the_rules() {
     let proof = &row(&s, "10.96.0.10:80/TCP", SourceClass::Pod).backend_evidence[0];
     assert_eq!(
         proof.to_string(),
-        "ipvs ip_vs tcp 10.96.0.10:80 rule 1: translates to 10.244.1.10:8080"
+        "ipvs ip_vs tcp 10.96.0.10:80 entry 1: translates to 10.244.1.10:8080"
     );
 }
 
@@ -355,6 +357,29 @@ fn what_is_not_understood_is_unknown() {
     let mut captured = recorded();
     captured.servers.servers[0].service.truncate(40);
     assert!(captured.decode().is_err());
+}
+
+/// Nobody says which mode it is: the chains of IPVS mode with virtual servers do.
+#[test]
+fn the_kernel_shows_the_mode_where_nobody_says_it() {
+    let silent = ProxyProfile {
+        mode: None,
+        version: None,
+        config: Learnt {
+            value: ProxyConfig::default(),
+            from: LearntFrom::Default,
+        },
+    };
+    let ipvs = recorded().decode().unwrap();
+    let learnt = |reading: &Reading<Ruleset>| {
+        let profile = crate::datapath::learnt(&silent, reading);
+        profile.mode.as_ref().map(|m| (m.value, m.from))
+    };
+    let all = Reading::Read(ipvs.among(&rules()));
+    assert_eq!(learnt(&all), Some((ProxyMode::Ipvs, LearntFrom::Kernel)));
+    // Virtual servers alone may be anybody's.
+    let alone = Reading::Read(ipvs.among(&Ruleset::default()));
+    assert_eq!(learnt(&alone), None);
 }
 
 /// Packets from elsewhere reach a virtual server only while its address is the node's.

@@ -35,6 +35,7 @@ pub fn decode_match(
         ("pkttype", 0) => pkttype(&b),
         ("set", 1..=4) => set(&b, revision),
         ("ipvs", 0) => ipvs(&b, family),
+        ("physdev", 0) => physdev(&b),
         _ => None,
     };
     match found {
@@ -413,6 +414,18 @@ fn counts(b: &Blob<'_>, revision: u32) -> Option<bool> {
         any |= b.u8(at)? != 0;
     }
     Some(any)
+}
+
+/// `struct xt_physdev_info`: only whether the packet came in by a port of a bridge
+/// (`XT_PHYSDEV_OP_ISIN`), which nothing that is read tells.
+fn physdev(b: &Blob<'_>) -> Option<Vec<Op>> {
+    let (invert, fields) = (b.u8(64)?, b.u8(65)?);
+    if fields != 0x08 {
+        return None;
+    }
+    let field = Field::Other("whether the packet comes in by a port of a bridge".into());
+    let yes = Value::Number(1, 1);
+    Some(vec![is(field, None, yes, invert & 0x08 != 0)])
 }
 
 /// `struct xt_ipvs_mtinfo`: only what kube-proxy writes, address, protocol and port of the virtual server.
