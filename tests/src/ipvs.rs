@@ -88,26 +88,25 @@ fn start_proxy(guest: &mut Guest, cluster: &Cluster, node: &Node, version: Versi
     Ok(())
 }
 
-/// Waits in the guest until there are real servers with these addresses, and then until kube-proxy has
-/// nothing left to do in either family: it writes sets and rules last, and starts a program for each
-/// member of a set.
+/// Waits in the guest until there are real servers with these addresses, some of each family, and then
+/// until the syncs that wrote them have ended: sets and rules are written last, a program started for
+/// each member of a set.
 fn wait_programmed(guest: &mut Guest, real: &[&str]) -> Result<()> {
     let servers: Vec<String> = real
         .iter()
         .map(|address| format!("grep -qF '{address}' servers"))
         .collect();
-    let metric = "kubeproxy_sync_proxy_rules_last_";
     let script = format!(
-        "for i in $(seq 1000); do\n\
-           ipvsadm -Ln >servers\n\
-           if {} && curl -fsS http://127.0.0.1:10249/metrics | awk '\n\
-             index($1, \"{metric}queued_timestamp_seconds\") == 1 {{ sub(/[^{{]*/, \"\", $1); q[$1] = $2 }}\n\
-             index($1, \"{metric}timestamp_seconds\") == 1 {{ sub(/[^{{]*/, \"\", $1); t[$1] = $2; n++ }}\n\
-             END {{ for (f in q) if (t[f] + 0 < q[f] + 0) exit 1; exit n != 2 }}'\n\
-           then exit 0; fi\n\
-           sleep 0.5\n\
-         done\n\
-         tail -20 servers kube-proxy.log; exit 1\n",
+        "wait_for() {{ for i in $(seq 1000); do if \"$@\"; then return; fi; sleep 0.5; done\n\
+           tail -20 servers kube-proxy.log; exit 1; }}\n\
+         programmed() {{ ipvsadm -Ln >servers; {}; }}\n\
+         ended() {{ curl -fsS http://127.0.0.1:10249/metrics |\n\
+           grep '^kubeproxy_sync_proxy_rules_last_timestamp_seconds' | sort >$1; }}\n\
+         later() {{ ended now; join -a2 -e0 -o 0,1.2,2.2 before now |\n\
+           awk '$3 + 0 > $2 + 0 {{ n++ }} END {{ exit n != 2 }}'; }}\n\
+         wait_for programmed\n\
+         ended before\n\
+         wait_for later\n",
         servers.join(" && ")
     );
     guest
@@ -216,7 +215,7 @@ fn judge_faults(
     let objects = ipvs_faults::objects(node.name());
     oracle::post_to(&cluster.api, &objects)?;
     patch_all(&cluster.api, ipvs_faults::statuses())?;
-    wait_programmed(guest, &[ipvs_faults::LAST])?;
+    wait_programmed(guest, &ipvs_faults::LAST)?;
     let configuration = guest.must(
         "curl -fsS http://127.0.0.1:10249/configz\nkill $(cat kube-proxy.pid)\n",
         LIMIT,
@@ -268,14 +267,21 @@ fn judge_faults(
 /// Takes the findings of a fault out of `found`; an error where one is missing or without its evidence.
 fn take(fault: &Fault, found: &mut Vec<Value>) -> Result<()> {
     for (kind, frontend, evidence) in fault.expected {
-        let fits = |f: &Value| f["kind"] == *kind && f["frontend"] == *frontend;
-        let Some(one) = found.iter().position(fits) else {
-            bail!("{}: no {kind} of {frontend}", fault.name);
+        let same = |f: &Value| match *frontend {
+            "" => f["frontend"].is_null(),
+            frontend => f["frontend"] == frontend,
         };
-        let text = found[one].to_string();
-        if !text.contains(evidence) {
-            bail!("{}: {kind} of {frontend} without {evidence:?}: {text}", fault.name);
+        let about = |f: &Value| f["kind"] == *kind && same(f);
+        let fits = |f: &Value| about(f) && f.to_string().contains(evidence);
+        if !found.iter().any(fits) {
+            let others: Vec<String> =
+                found.iter().filter(|f| about(f)).map(Value::to_string).collect();
+            bail!(
+                "{}: no {kind} of {frontend:?} with {evidence:?}, but {others:?}",
+                fault.name
+            );
         }
+        // Each source may have one of its own.
         found.retain(|f| !fits(f));
     }
     Ok(())

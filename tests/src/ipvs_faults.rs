@@ -10,12 +10,13 @@ pub struct Fault {
     pub name: &'static str,
     /// Shell commands that plant it.
     pub plant: &'static str,
-    /// Kind, frontend, and words of the evidence of each finding. None: a near miss.
+    /// Kind, frontend (empty: of no single one), and words of the evidence of each finding. None: a near
+    /// miss.
     pub expected: &'static [(&'static str, &'static str, &'static str)],
 }
 
-/// A real server that is there when all is programmed: of the last Service in the order of names.
-pub const LAST: &str = "10.244.100.30";
+/// Real servers that are there when all is programmed: of the Services that are posted last.
+pub const LAST: [&str; 2] = ["10.244.100.30", "fd00:244::100:15"];
 
 const NAMESPACE: &str = "faults";
 
@@ -41,7 +42,7 @@ pub fn all() -> Vec<Fault> {
         fault(
             "virtual server gone",
             "ipvsadm -D -t 10.96.200.1:80",
-            &[("missing_frontend", "10.96.200.1:80/TCP", "ip_vs")],
+            &[("missing_frontend", "10.96.200.1:80/TCP", "no such virtual server")],
         ),
         fault(
             "real server gone",
@@ -99,7 +100,7 @@ pub fn all() -> Vec<Fault> {
             "ip addr del 10.96.200.11/32 dev kube-ipvs0",
             &[
                 ("missing_frontend", "10.96.200.11:80/TCP", "kube-ipvs0"),
-                ("missing_frontend", "10.96.200.11:*/*", ""),
+                ("wrong_action", "10.96.200.11:*/*", ""),
             ],
         ),
         fault(
@@ -156,18 +157,18 @@ pub fn all() -> Vec<Fault> {
         fault(
             "virtual server of a node port gone",
             "ipvsadm -D -t 10.77.0.11:32018",
-            &[("missing_frontend", "10.77.0.11:32018/TCP", "ip_vs")],
+            &[("missing_frontend", "10.77.0.11:32018/TCP", "no such virtual server")],
         ),
         fault(
             "somebody else translates the destination first",
             "iptables-legacy -t nat -I PREROUTING -d 10.96.200.19 -p tcp --dport 80 -j DNAT \
              --to-destination 10.244.3.3:80",
-            &[("foreign_rule", "10.96.200.19:80/TCP", "PREROUTING")],
+            &[("foreign_rule", "", "translates to 10.244.3.3:80")],
         ),
         fault(
             "somebody else drops in the input hook",
             "iptables-legacy -I INPUT -d 10.96.200.20 -p tcp --dport 80 -j DROP",
-            &[("foreign_rule", "10.96.200.20:80/TCP", "INPUT")],
+            &[("foreign_rule", "", "faults/s20")],
         ),
         fault(
             "IPv6 real server gone",
@@ -194,8 +195,8 @@ pub fn all() -> Vec<Fault> {
             &[],
         ),
         fault(
-            "near miss: an address on another dummy link",
-            "ip link add mine type dummy\nip addr add 198.51.100.200/32 dev mine",
+            "near miss: a dummy link of somebody else's, without an address",
+            "ip link add mine type dummy",
             &[],
         ),
     ]

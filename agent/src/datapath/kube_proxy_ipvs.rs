@@ -167,7 +167,7 @@ impl Datapath for Ipvs {
         &PLACES
     }
 
-    /// A virtual server that no packet from elsewhere gets to.
+    /// No virtual server, or one that no packet from elsewhere gets to.
     fn absence(&self, ruleset: &Ruleset, node: &NodeView, frontend: &Frontend) -> Option<Evidence> {
         let Frontend::Port {
             address,
@@ -185,14 +185,20 @@ impl Datapath for Ipvs {
         let name = crate::ipvs::decode::name(&front);
         let mut tables = ruleset.tables.iter();
         let there = tables.any(|t| t.backend == Backend::Ipvs && t.chain(&name).is_some());
-        (there && !node.is_local(address)).then(|| Evidence {
+        let says = match there {
+            false => "there is no such virtual server".into(),
+            true if node.is_local(address) => return None,
+            true => {
+                format!("{address} is on no link of the node ({DUMMY}), so packets pass it by")
+            }
+        };
+        Some(Evidence {
             family: "ipvs".into(),
             table: TABLE.into(),
             chain: name.into(),
             handle: None,
             element: None,
-            says: format!("{address} is on no link of the node (kube-ipvs0), so packets pass it by")
-                .into(),
+            says: says.into(),
         })
     }
 
