@@ -237,7 +237,11 @@ fn judge_faults(
     let found = serious(&before, "findings");
     if before.code != 0 {
         let all: Vec<String> = found.iter().map(brief).collect();
-        bail!("before any fault, check gives {}:\n{}", before.code, all.join("\n"));
+        bail!(
+            "before any fault, check gives {}:\n{}",
+            before.code,
+            all.join("\n")
+        );
     }
     for fault in &faults {
         let script = format!("set -e\n{}\n", fault.plant);
@@ -274,8 +278,11 @@ fn take(fault: &Fault, found: &mut Vec<Value>) -> Result<()> {
         let about = |f: &Value| f["kind"] == *kind && same(f);
         let fits = |f: &Value| about(f) && f.to_string().contains(evidence);
         if !found.iter().any(fits) {
-            let others: Vec<String> =
-                found.iter().filter(|f| about(f)).map(Value::to_string).collect();
+            let others: Vec<String> = found
+                .iter()
+                .filter(|f| about(f))
+                .map(Value::to_string)
+                .collect();
             bail!(
                 "{}: no {kind} of {frontend:?} with {evidence:?}, but {others:?}",
                 fault.name

@@ -42,12 +42,20 @@ pub fn all() -> Vec<Fault> {
         fault(
             "virtual server gone",
             "ipvsadm -D -t 10.96.200.1:80",
-            &[("missing_frontend", "10.96.200.1:80/TCP", "no such virtual server")],
+            &[(
+                "missing_frontend",
+                "10.96.200.1:80/TCP",
+                "no such virtual server",
+            )],
         ),
         fault(
             "real server gone",
             "ipvsadm -d -t 10.96.200.2:80 -r 10.244.100.2:8080",
-            &[("missing_backend", "10.96.200.2:80/TCP", "tcp 10.96.200.2:80")],
+            &[(
+                "missing_backend",
+                "10.96.200.2:80/TCP",
+                "tcp 10.96.200.2:80",
+            )],
         ),
         fault(
             "real server that nobody asked for",
@@ -57,7 +65,11 @@ pub fn all() -> Vec<Fault> {
         fault(
             "weight 0 of a wanted real server, which kube-proxy never heals",
             "ipvsadm -e -t 10.96.200.4:80 -r 10.244.100.4:8080 -m -w 0",
-            &[("missing_backend", "10.96.200.4:80/TCP", "tcp 10.96.200.4:80")],
+            &[(
+                "missing_backend",
+                "10.96.200.4:80/TCP",
+                "tcp 10.96.200.4:80",
+            )],
         ),
         fault(
             "another weight under a scheduler that goes by it",
@@ -157,7 +169,11 @@ pub fn all() -> Vec<Fault> {
         fault(
             "virtual server of a node port gone",
             "ipvsadm -D -t 10.77.0.11:32018",
-            &[("missing_frontend", "10.77.0.11:32018/TCP", "no such virtual server")],
+            &[(
+                "missing_frontend",
+                "10.77.0.11:32018/TCP",
+                "no such virtual server",
+            )],
         ),
         fault(
             "somebody else translates the destination first",
@@ -187,7 +203,11 @@ pub fn all() -> Vec<Fault> {
         ),
         // s24 has no endpoint: its virtual server has no real one. s25 has a Local policy and no endpoint
         // here: all of them are taken.
-        fault("near miss: a set of somebody else's", "ipset create mine hash:ip\nipset add mine 10.96.200.26", &[]),
+        fault(
+            "near miss: a set of somebody else's",
+            "ipset create mine hash:ip\nipset add mine 10.96.200.26",
+            &[],
+        ),
         fault(
             "near miss: a rule of somebody else's that lets pass",
             "iptables-legacy -I INPUT -d 10.96.200.27 -p tcp --dport 80 -j ACCEPT\n\
@@ -280,7 +300,10 @@ pub fn statuses() -> Vec<(String, Value)> {
         .map(|n| {
             let path = format!("/api/v1/namespaces/{NAMESPACE}/services/s{n}/status");
             let ingress = json!([{"ip": format!("203.0.113.{}", 200 + n)}]);
-            (path, json!({"status": {"loadBalancer": {"ingress": ingress}}}))
+            (
+                path,
+                json!({"status": {"loadBalancer": {"ingress": ingress}}}),
+            )
         })
         .into()
 }

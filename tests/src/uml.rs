@@ -120,7 +120,10 @@ impl Guest {
         writeln!(self.console, "{number}").context("writing to the guest's console")?;
         self.console.flush()?;
         let line = self.said(&format!("GUEST DID {number} "), limit)?;
-        let code = line.trim().parse().with_context(|| format!("a status: {line}"))?;
+        let code = line
+            .trim()
+            .parse()
+            .with_context(|| format!("a status: {line}"))?;
         let read = |path: PathBuf| -> Result<String> {
             Ok(String::from_utf8_lossy(&std::fs::read(path)?).into_owned())
         };
@@ -151,7 +154,9 @@ impl Guest {
         self.process.until(start, limit, || {
             let text = std::fs::read(&log)?;
             let text = String::from_utf8_lossy(&text);
-            let mut lines = text.split_inclusive('\n').filter(|line| line.ends_with('\n'));
+            let mut lines = text
+                .split_inclusive('\n')
+                .filter(|line| line.ends_with('\n'));
             Ok(lines.find_map(|line| line.trim_end().strip_prefix(start).map(str::to_owned)))
         })
     }

@@ -208,7 +208,8 @@ impl Datapath for Ipvs {
     fn others(&self, node: &NodeView) -> Vec<(Frontend, Observed)> {
         let bound = node.addresses.iter().filter(|a| &*a.link == DUMMY);
         // Every link has a link-local one of IPv6, when it is up.
-        let bound = bound.filter(|a| !matches!(a.address, IpAddr::V6(a) if a.is_unicast_link_local()));
+        let bound =
+            bound.filter(|a| !matches!(a.address, IpAddr::V6(a) if a.is_unicast_link_local()));
         bound
             .map(|a| {
                 let evidence = Evidence {
@@ -231,11 +232,7 @@ impl Datapath for Ipvs {
     }
 
     fn has_family(&self, ruleset: &Ruleset, family: Family) -> bool {
-        servers(ruleset, family) > 0
-            || ruleset
-                .tables
-                .iter()
-                .any(|t| fits(t, family) && proves(t))
+        servers(ruleset, family) > 0 || ruleset.tables.iter().any(|t| fits(t, family) && proves(t))
     }
 
     fn owner(&self) -> &dyn Owner {

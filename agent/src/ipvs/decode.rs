@@ -146,7 +146,10 @@ pub fn same_destinations(one: &[Vec<u8>], other: &[Vec<u8>]) -> bool {
         });
         each.collect()
     };
-    let (one, other) = (all(one).map(|a| (a.len(), a)), all(other).map(|a| (a.len(), a)));
+    let (one, other) = (
+        all(one).map(|a| (a.len(), a)),
+        all(other).map(|a| (a.len(), a)),
+    );
     one == other
 }
 

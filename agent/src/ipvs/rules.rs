@@ -111,7 +111,10 @@ impl Ipvs {
         }
         for (name, set) in used {
             // A set of nf_tables' own of the same name would be another one.
-            table.sets.entry(name).or_insert_with(|| Set::clone(&set.set));
+            table
+                .sets
+                .entry(name)
+                .or_insert_with(|| Set::clone(&set.set));
         }
     }
 }
@@ -270,9 +273,15 @@ fn chain(server: &VirtualServer) -> Chain {
     if let (Front::Point { port: 0, .. } | Front::Mark { .. }, _) | (_, true) =
         (server.front, server.one_packet)
     {
-        add(unknown("a virtual server by mark, for any port, or for single packets".into()), 0);
+        add(
+            unknown("a virtual server by mark, for any port, or for single packets".into()),
+            0,
+        );
     } else if server.persistence.is_some_and(|p| !p.whole_address) {
-        add(unknown("persistence by network instead of client".into()), 0);
+        add(
+            unknown("persistence by network instead of client".into()),
+            0,
+        );
     } else if let Some((real, i)) = odd {
         let what = match real.method {
             Method::Masquerade => format!("real server {} with a threshold", real.address),
@@ -288,7 +297,10 @@ fn chain(server: &VirtualServer) -> Chain {
                     list: real.address.to_string().into(),
                     seconds: Some(persistence.seconds),
                 };
-                add(vec![remembered, to(real.address.ip(), real.address.port())], *i);
+                add(
+                    vec![remembered, to(real.address.ip(), real.address.port())],
+                    *i,
+                );
             }
         }
         let weight = |w: u32| match shares {

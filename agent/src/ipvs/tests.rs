@@ -69,9 +69,16 @@ fn virtual_servers_of_a_kernel() {
         .iter()
         .map(|s| {
             let real = s.real.iter();
-            let real: Vec<String> = real.map(|r| format!("{} {}", r.address, r.weight)).collect();
+            let real: Vec<String> = real
+                .map(|r| format!("{} {}", r.address, r.weight))
+                .collect();
             let kept = s.persistence.map_or(0, |p| p.seconds);
-            format!("{} {} {kept} [{}]", name(&s.front), s.scheduler, real.join(", "))
+            format!(
+                "{} {} {kept} [{}]",
+                name(&s.front),
+                s.scheduler,
+                real.join(", ")
+            )
         })
         .collect();
     assert_eq!(
@@ -85,8 +92,15 @@ fn virtual_servers_of_a_kernel() {
         ]
     );
     let real = ipvs.servers.iter().flat_map(|s| &s.real);
-    assert!(real.clone().all(|r| r.method == Method::Masquerade && r.upper_threshold == 0));
-    assert!(ipvs.servers.iter().all(|s| s.persistence.is_none_or(|p| p.whole_address)));
+    assert!(
+        real.clone()
+            .all(|r| r.method == Method::Masquerade && r.upper_threshold == 0)
+    );
+    assert!(
+        ipvs.servers
+            .iter()
+            .all(|s| s.persistence.is_none_or(|p| p.whole_address))
+    );
     let family = bytes(lines("family").next().unwrap()[1]);
     assert_eq!(decode::family(&family), Some(28));
 }
@@ -170,7 +184,13 @@ fn matches_of_a_kernel() {
     let decoded = |words: &[&str]| {
         let mut ops = Vec::new();
         let revision = words[2].parse().unwrap();
-        decode_match(TableFamily::Ip, words[1], revision, &bytes(words[3]), &mut ops);
+        decode_match(
+            TableFamily::Ip,
+            words[1],
+            revision,
+            &bytes(words[3]),
+            &mut ops,
+        );
         ops
     };
     let all: Vec<Vec<Op>> = lines("match").map(|words| decoded(&words)).collect();
@@ -230,14 +250,22 @@ fn rules() -> Ruleset {
         ops.insert(0, op);
         chain.rules[rule].ops = ops.into();
     };
-    insert("KUBE-POSTROUTING", 0, lookup(2, &[false, false, true], false));
+    insert(
+        "KUBE-POSTROUTING",
+        0,
+        lookup(2, &[false, false, true], false),
+    );
     insert("KUBE-SERVICES", 0, lookup(0, &[false, false], false));
     insert("KUBE-SERVICES", 1, lookup(0, &[false, false], false));
     ruleset
 }
 
 fn shot(ipvs: &Ipvs) -> Snapshot {
-    let desired = ["10.96.0.10:80/TCP", "10.96.0.11:80/TCP", "10.96.0.10:53/UDP"];
+    let desired = [
+        "10.96.0.10:80/TCP",
+        "10.96.0.11:80/TCP",
+        "10.96.0.10:53/UDP",
+    ];
     let desired: BTreeMap<Frontend, _> =
         desired.iter().map(|f| (f.parse().unwrap(), None)).collect();
     let profile = ProxyProfile {
@@ -310,7 +338,9 @@ fn shares_follow_the_scheduler() {
         match &row.action {
             Action::Forward => {
                 let all = row.backends.iter();
-                Ok(all.map(|b| (b.share * 100.0).round() as u32).collect::<Vec<_>>())
+                Ok(all
+                    .map(|b| (b.share * 100.0).round() as u32)
+                    .collect::<Vec<_>>())
             }
             other => Err(other.word()),
         }
@@ -404,7 +434,11 @@ fn an_address_that_is_on_no_link_is_passed_by() {
     let s = snapshot(&all, &desired, &node, &profile);
     let pod = row(&s, "10.96.0.10:80/TCP", SourceClass::Pod);
     assert_eq!(pod.forwarding.action, Action::None);
-    assert!(pod.evidence[0].says.contains("kube-ipvs0"), "{:?}", pod.evidence);
+    assert!(
+        pod.evidence[0].says.contains("kube-ipvs0"),
+        "{:?}",
+        pod.evidence
+    );
     let own = row(&s, "10.96.0.10:80/TCP", SourceClass::Node);
     assert_eq!(own.forwarding.action, Action::Forward);
 }

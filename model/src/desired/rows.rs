@@ -145,7 +145,11 @@ impl Maker<'_> {
 
     /// The endpoints: all, or with a Local policy the node's own; IPVS takes all where there are none.
     fn list(&self, local: bool) -> &[Target] {
-        let Selection { cluster, local: own, .. } = self.selection;
+        let Selection {
+            cluster,
+            local: own,
+            ..
+        } = self.selection;
         match local {
             true if !(self.ground.rules.ipvs() && own.is_empty()) => own,
             _ => cluster,

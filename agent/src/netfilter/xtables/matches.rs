@@ -440,6 +440,11 @@ fn ipvs(b: &Blob<'_>, family: TableFamily) -> Option<Vec<Op>> {
     Some(vec![
         is(Field::VirtualPort, None, Value::Number(port, port), false),
         is(Field::CtOriginalDaddr, None, Value::Prefix(net), false),
-        is(Field::L4proto, None, Value::Number(protocol, protocol), false),
+        is(
+            Field::L4proto,
+            None,
+            Value::Number(protocol, protocol),
+            false,
+        ),
     ])
 }
