@@ -17,6 +17,7 @@ use crate::host::{self, ipvs::ReadError};
 use capture::Captured;
 use ipset::Ipsets;
 use model::capture::Gap;
+use rules::Traces;
 
 /// What belongs to the rules of a node that has virtual servers.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -27,12 +28,12 @@ pub struct Ipvs {
     pub sets: Ipsets,
 }
 
-/// Reads it, undecoded. `None`: the kernel has no IPVS. `refers`: does any rule refer to an ipset? Asked
-/// only where it matters.
+/// Reads it, undecoded. `None`: the kernel has no IPVS, or has it loaded with nothing in it and no rules
+/// that go with it. `traces`: what the rules have of it; asked only where it matters.
 ///
 /// # Errors
 /// What could not be read: rules without it show something else than packets meet.
-pub fn read(refers: impl FnOnce() -> bool) -> Result<Option<Captured>, Gap> {
+pub fn read(traces: impl FnOnce() -> Traces) -> Result<Option<Captured>, Gap> {
     let gap = |what: &str, why: String| Gap {
         what: what.into(),
         why: why.into(),
@@ -42,7 +43,11 @@ pub fn read(refers: impl FnOnce() -> bool) -> Result<Option<Captured>, Gap> {
         Err(ReadError::Absent) => return Ok(None),
         Err(error) => return Err(gap("IPVS", error.to_string())),
     };
-    let sets = if refers() {
+    let traces = traces();
+    if servers.servers.is_empty() && !traces.mode {
+        return Ok(None);
+    }
+    let sets = if traces.sets {
         match host::ipset::read(ipset::is_kube_proxys) {
             Ok(sets) => sets,
             // Rules refer to sets, so the kernel has them.

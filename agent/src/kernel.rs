@@ -7,6 +7,7 @@ pub mod steady;
 
 use crate::host::nf_tables::ReadError;
 use crate::host::xtables::TableName;
+use crate::ipvs::rules::Traces;
 use crate::ipvs::{self, Ipvs};
 use crate::netfilter::changes::Changes;
 use crate::netfilter::ruleset::Ruleset;
@@ -115,7 +116,7 @@ fn put_among(
     changes: Changes,
     last: Option<(Ruleset, Ipvs)>,
 ) -> (Reading<Ruleset>, Changes, Option<(Ruleset, Ipvs)>) {
-    let read = match ipvs::read(|| ipvs::rules::refers_to_sets(&plain)) {
+    let read = match ipvs::read(|| Traces::of(&plain)) {
         Ok(Some(captured)) => captured.decode().map(Some),
         Ok(None) => Ok(None),
         Err(gap) => Err(gap),

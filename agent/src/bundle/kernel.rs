@@ -1,6 +1,7 @@
 //! The kernel's rules, undecoded: read as one, and decoded as one.
 
 use crate::host::{nf_tables, xtables};
+use crate::ipvs::rules::Traces;
 use crate::ipvs::{self, capture::Captured};
 use crate::netfilter::nftables::{self, capture::Capture};
 use crate::netfilter::ruleset::Ruleset;
@@ -60,8 +61,8 @@ impl Captures {
             ipvs: None,
         };
         captures.ipvs = ipvs::read(|| match captures.rules() {
-            Reading::Read(rules) => ipvs::rules::refers_to_sets(&rules),
-            _ => false,
+            Reading::Read(rules) => Traces::of(&rules),
+            _ => Traces::default(),
         })?;
         Ok(captures)
     }

@@ -45,11 +45,25 @@ fn set_number(set: &str) -> Option<u16> {
     set.strip_prefix(SET)?.parse().ok()
 }
 
-/// Does any rule name an ipset?
-pub fn refers_to_sets(ruleset: &Ruleset) -> bool {
-    let chains = ruleset.tables.iter().flat_map(|t| &t.chains);
-    let mut ops = chains.flat_map(|c| &c.rules).flat_map(|r| &r.ops);
-    ops.any(|op| matches!(op, Op::Lookup(l) if set_number(&l.set).is_some()))
+/// What rules have to do with IPVS.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Traces {
+    /// Some rule names an ipset.
+    pub sets: bool,
+    /// There are chains of kube-proxy's IPVS mode.
+    pub mode: bool,
+}
+
+impl Traces {
+    /// Of these rules.
+    pub fn of(ruleset: &Ruleset) -> Traces {
+        let chains = || ruleset.tables.iter().flat_map(|t| &t.chains);
+        let mut ops = chains().flat_map(|c| &c.rules).flat_map(|r| &r.ops);
+        Traces {
+            sets: ops.any(|op| matches!(op, Op::Lookup(l) if set_number(&l.set).is_some())),
+            mode: chains().any(|c| &*c.name == "KUBE-IPVS-FILTER"),
+        }
+    }
 }
 
 impl Ipvs {

@@ -453,3 +453,13 @@ fn connections_are_no_change() {
     ipvs.servers[1].real[0].weight = 7;
     assert!(!before.is_like(&ipvs));
 }
+
+/// IPVS may be loaded with nothing in it: the rules say whether that is what a node lost.
+#[test]
+fn rules_tell_whether_ipvs_matters() {
+    let traces = Traces::of(&rules());
+    assert_eq!((traces.sets, traces.mode), (true, false));
+    let filter = "*filter\n:KUBE-IPVS-FILTER - [0:0]\n-A INPUT -j KUBE-IPVS-FILTER\n";
+    let traces = Traces::of(&text::iptables(filter));
+    assert_eq!((traces.sets, traces.mode), (false, true));
+}
