@@ -101,7 +101,7 @@ fn read_once(netlink: &mut Netlink, family: u16) -> Result<Option<Capture>, Read
             family,
             service: &key,
         };
-        let destinations = match agreed(netlink, &question, decode::same_destinations) {
+        let destinations = match agreed(netlink, &question) {
             Ok(Some(destinations)) => destinations,
             Ok(None) => return Ok(None),
             // The service went away since it was listed (`ESRCH`, `ENOENT`).
@@ -118,18 +118,17 @@ fn read_once(netlink: &mut Netlink, family: u16) -> Result<Option<Capture>, Read
     Ok(decode::same_services(first, again.iter().map(|s| &s[..])).then_some(Capture { servers }))
 }
 
-/// A list of one moment. `None`: two readings did not agree.
+/// Real servers of one moment. `None`: two readings did not agree.
 fn agreed(
     netlink: &mut Netlink,
     question: &Question<'_>,
-    same: fn(&[Vec<u8>], &[Vec<u8>]) -> bool,
 ) -> Result<Option<Vec<Vec<u8>>>, NetlinkError> {
     let first = list(netlink, question)?;
     if first.len() <= ONE_DATAGRAM {
         return Ok(Some(first));
     }
     let second = list(netlink, question)?;
-    Ok(same(&first, &second).then_some(second))
+    Ok(decode::same_destinations(&first, &second).then_some(second))
 }
 
 fn list(netlink: &mut Netlink, question: &Question<'_>) -> Result<Vec<Vec<u8>>, NetlinkError> {
