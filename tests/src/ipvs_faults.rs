@@ -20,7 +20,7 @@ pub const LAST: [&str; 2] = ["10.244.100.30", "fd00:244::100:15"];
 
 const NAMESPACE: &str = "faults";
 
-/// Services `s1` to `s30` have the cluster IP 10.96.200.N and one endpoint on this node, 10.244.1.N, and one
+/// Services `s1` to `s30` have the cluster IP 10.96.200.N and one endpoint on this node, 10.244.5.N, and one
 /// elsewhere, 10.244.100.N, unless [`spec`] says otherwise.
 const COUNT: u8 = 30;
 
@@ -80,7 +80,7 @@ pub fn all() -> Vec<Fault> {
         fault(
             "no real server left: clients are refused",
             "ipvsadm -d -t 10.96.200.6:80 -r 10.244.100.6:8080\n\
-             ipvsadm -d -t 10.96.200.6:80 -r 10.244.1.6:8080",
+             ipvsadm -d -t 10.96.200.6:80 -r 10.244.5.6:8080",
             &[("wrong_action", "10.96.200.6:80/TCP", "tcp 10.96.200.6:80")],
         ),
         fault(
@@ -140,7 +140,7 @@ pub fn all() -> Vec<Fault> {
         ),
         fault(
             "local endpoint gone from the set for hairpins",
-            "ipset del KUBE-LOOP-BACK 10.244.1.13,tcp:8080,10.244.1.13",
+            "ipset del KUBE-LOOP-BACK 10.244.5.13,tcp:8080,10.244.5.13",
             &[("wrong_masquerade", "10.96.200.13:80/TCP", "")],
         ),
         fault(
@@ -264,10 +264,10 @@ pub fn objects(node: &str) -> Vec<Value> {
         let (family, here, there) = match n {
             21 => (
                 "IPv6",
-                format!("fd00:244::1:{n:x}"),
+                format!("fd00:244::5:{n:x}"),
                 format!("fd00:244::100:{n:x}"),
             ),
-            _ => ("IPv4", format!("10.244.1.{n}"), format!("10.244.100.{n}")),
+            _ => ("IPv4", format!("10.244.5.{n}"), format!("10.244.100.{n}")),
         };
         let ready = |address: &str, node: &str| {
             json!({
