@@ -4,8 +4,12 @@
 
 use agent::bundle::{Limits, Step, read};
 use agent::datapath::snapshot;
+use agent::ipvs::capture::Captured;
+use agent::ipvs::rules::lookup;
 use agent::netfilter::nftables::{self, capture::Capture, json};
-use agent::netfilter::ruleset::Ruleset;
+use agent::netfilter::ruleset::{
+    Backend, Chain, ChainType, Hook, HookPoint, Op, Rule, Ruleset, Table, TableFamily, Verdict,
+};
 use agent::netfilter::xtables::legacy::{self, capture::TableCapture};
 use agent::netfilter::xtables::save;
 use agent::replay::collected;
@@ -40,6 +44,48 @@ fn walk(ruleset: Ruleset) {
         },
     };
     snapshot(&Reading::Read(ruleset), &BTreeMap::new(), &node, &profile);
+}
+
+/// A capture of IPVS and its ipsets.
+pub fn ipvs(bytes: &[u8]) {
+    if let Ok(captured) = Captured::load(bytes)
+        && let Ok(ipvs) = captured.decode()
+    {
+        let lookups = (0..8).map(|number| lookup(number, &[false, number % 2 == 1, true], false));
+        walk(ipvs.among(&looking_up(lookups)));
+    }
+}
+
+/// One chain with a rule for each look-up.
+fn looking_up(lookups: impl Iterator<Item = Op>) -> Ruleset {
+    let rules = lookups.zip(1..).map(|(op, handle)| {
+        let mut ops = vec![op, Op::Verdict(Verdict::Drop)];
+        Rule::of(handle, &mut ops, None)
+    });
+    let chain = Chain {
+        name: "INPUT".into(),
+        handle: 0,
+        hook: Some(Hook {
+            point: HookPoint::Input,
+            priority: 0,
+            kind: ChainType::Filter,
+            policy_drop: false,
+        }),
+        rules: rules.collect(),
+    };
+    let table = Table {
+        family: TableFamily::Ip,
+        name: "filter".into(),
+        backend: Backend::Legacy,
+        dormant: false,
+        chain_index: [(chain.name.clone(), 0)].into(),
+        chains: vec![chain],
+        sets: Default::default(),
+    };
+    Ruleset {
+        tables: vec![table],
+        ..Ruleset::default()
+    }
 }
 
 /// A capture of nf_tables.

@@ -65,6 +65,9 @@ pub enum KernelRead {
         nf_tables: Option<String>,
         /// Entries with the tables of iptables-legacy, in order.
         legacy: Vec<String>,
+        /// Entry with IPVS and its ipsets; `None`: the kernel has no IPVS.
+        #[serde(default)]
+        ipvs: Option<String>,
     },
 }
 

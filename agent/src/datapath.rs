@@ -3,6 +3,7 @@
 
 mod kept;
 pub mod kube_proxy_iptables;
+pub mod kube_proxy_ipvs;
 pub mod kube_proxy_nftables;
 
 use crate::netfilter::changes::Changes;
@@ -13,7 +14,7 @@ use model::address::{Family, Frontend, SourceClass};
 use model::capture::{Coverage, DatapathFound, DatapathState, Gap, Hook, Reading, Snapshot};
 use model::finding::Evidence;
 use model::name::ServicePortName;
-use model::profile::{ProxyMode, ProxyProfile};
+use model::profile::{Learnt, LearntFrom, ProxyMode, ProxyProfile};
 use model::table::{Action, ForwardingTable, Observed};
 use model::view::NodeView;
 use std::collections::BTreeMap;
@@ -30,7 +31,7 @@ pub struct Signature {
     pub hooked: bool,
 }
 
-/// One datapath of kube-proxy's that lives in netfilter.
+/// One datapath of kube-proxy's that lives in netfilter, or in IPVS beside it.
 pub trait Datapath: Owner + Sync {
     /// The mode that programs it.
     fn mode(&self) -> ProxyMode;
@@ -44,6 +45,16 @@ pub trait Datapath: Owner + Sync {
     /// Where it answers for a destination: table and chain, with the map where there is one.
     /// `own`: the address is one of the node's, so it is a node port.
     fn places(&self, own: bool) -> &'static [Place];
+
+    /// Why nothing answers for a destination, where that is not for want of a rule.
+    fn absence(&self, _: &Ruleset, _: &NodeView, _: &Frontend) -> Option<Evidence> {
+        None
+    }
+
+    /// Rows for what it answers for without a rule.
+    fn others(&self, _: &NodeView) -> Vec<(Frontend, Observed)> {
+        Vec::new()
+    }
 
     /// Does a family have anything of it?
     fn has_family(&self, ruleset: &Ruleset, family: Family) -> bool;
@@ -89,10 +100,14 @@ fn name_absence(
             })
         };
         let name = |frontend: &Frontend, observed: &mut Observed| {
-            if observed.forwarding.action != Action::None
-                || !observed.evidence.is_empty()
-                || !desired.contains_key(frontend)
-            {
+            if observed.forwarding.action != Action::None || !desired.contains_key(frontend) {
+                return;
+            }
+            if let Some(why) = datapath.absence(ruleset, node, frontend) {
+                observed.evidence = Arc::new([why]);
+                return;
+            }
+            if !observed.evidence.is_empty() {
                 return;
             }
             let places = datapath.places(node.is_local(frontend.address()));
@@ -131,10 +146,31 @@ fn name_absence(
     }
 }
 
-/// The datapaths that are looked for in netfilter.
-pub const ALL: [&dyn Datapath; 2] = [
+/// Adds what a datapath answers for without a rule, where nobody asks for it and no rule says more.
+fn add_others(
+    tables: &mut BTreeMap<Family, Reading<ForwardingTable>>,
+    datapath: &dyn Datapath,
+    desired: &BTreeMap<Frontend, Option<ServicePortName>>,
+    node: &NodeView,
+) {
+    for (frontend, row) in datapath.others(node) {
+        if desired.contains_key(&frontend) {
+            continue;
+        }
+        if let Some(Reading::Read(table)) = tables.get_mut(&frontend.family()) {
+            for source in SourceClass::ALL {
+                let known = table.rows.entry((frontend, source));
+                known.or_insert_with(|| row.clone());
+            }
+        }
+    }
+}
+
+/// The datapaths that are looked for in netfilter and in IPVS.
+pub const ALL: [&dyn Datapath; 3] = [
     &kube_proxy_nftables::Nftables,
     &kube_proxy_iptables::Iptables,
+    &kube_proxy_ipvs::Ipvs,
 ];
 
 /// No datapath: nothing is anybody's own.
@@ -174,6 +210,29 @@ pub fn in_charge(ruleset: &Ruleset, profile: &ProxyProfile) -> Option<&'static d
         .or_else(|| ALL.into_iter().find(|d| !d.detect(ruleset).is_empty()))
 }
 
+/// The profile, with the mode by what the kernel shows where nobody says it and that is IPVS: what is
+/// right differs too much from the other modes to accept either.
+pub fn learnt<'a>(
+    profile: &'a ProxyProfile,
+    reading: &Reading<Ruleset>,
+) -> std::borrow::Cow<'a, ProxyProfile> {
+    use std::borrow::Cow;
+    let Reading::Read(ruleset) = reading else {
+        return Cow::Borrowed(profile);
+    };
+    let seen = in_charge(ruleset, profile).map(|d| d.mode());
+    if profile.mode.is_some() || seen != Some(ProxyMode::Ipvs) {
+        return Cow::Borrowed(profile);
+    }
+    Cow::Owned(ProxyProfile {
+        mode: Some(Learnt {
+            value: ProxyMode::Ipvs,
+            from: LearntFrom::Kernel,
+        }),
+        ..profile.clone()
+    })
+}
+
 /// Every datapath found, the one in charge first.
 pub fn found(ruleset: &Ruleset, profile: &ProxyProfile) -> Vec<DatapathFound> {
     let charge = in_charge(ruleset, profile).map(|d| d.mode());
@@ -204,7 +263,6 @@ pub fn found(ruleset: &Ruleset, profile: &ProxyProfile) -> Vec<DatapathFound> {
     }
     if let Some(mode) = &profile.mode
         && !all.iter().any(|f| f.state == DatapathState::InCharge)
-        && mode.value != ProxyMode::Ipvs
     {
         all.push(DatapathFound {
             name: format!("kube-proxy/{}", mode.value).into(),
@@ -270,6 +328,7 @@ fn finish(
     let (desired, node) = (ask.desired, ask.node);
     if let Some(datapath) = datapath {
         name_absence(&mut tables, ruleset, datapath, desired, node, walked);
+        add_others(&mut tables, datapath, desired, node);
     }
     let mut hooks = Vec::new();
     let mut families = Vec::new();
@@ -401,6 +460,7 @@ fn backend_word(backend: Backend) -> &'static str {
     match backend {
         Backend::Legacy => "legacy",
         Backend::NfTables => "nft",
+        Backend::Ipvs => "ipvs",
     }
 }
 

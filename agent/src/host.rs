@@ -7,6 +7,8 @@ pub mod conntrack;
 pub mod events;
 pub mod files;
 pub mod flows;
+pub mod ipset;
+pub mod ipvs;
 pub mod links;
 pub mod netlink;
 pub mod nf_tables;

@@ -1,5 +1,5 @@
 //! The rules that packets meet, those of nf_tables and those of iptables-legacy, read again only as
-//! far as they changed.
+//! far as they changed, and IPVS, which is read whole every time: nothing tells of its changes.
 
 mod legacy;
 mod marks;
@@ -7,6 +7,8 @@ pub mod steady;
 
 use crate::host::nf_tables::ReadError;
 use crate::host::xtables::TableName;
+use crate::ipvs::rules::Traces;
+use crate::ipvs::{self, Ipvs};
 use crate::netfilter::changes::Changes;
 use crate::netfilter::ruleset::Ruleset;
 use legacy::Kept;
@@ -28,6 +30,8 @@ pub struct Kernel {
     pub at: Now,
     nft: NfTables,
     legacy: Vec<(TableName, u64)>,
+    /// Where the kernel has IPVS: the rules without it, and what it was.
+    ipvs: Option<(Ruleset, Ipvs)>,
 }
 
 /// How nf_tables is read.
@@ -45,10 +49,19 @@ impl Kernel {
     /// `at` is now, before the reading: what the API says later is newer than it.
     pub fn read(last: Option<Kernel>, at: Now) -> (Kernel, bool) {
         let (mut kept, mut nft, mut first) = (Vec::new(), NfTables::Absent, true);
+        let mut among = None;
         if let Some(last) = last {
             nft = last.nft;
             first = false;
-            if let Reading::Read(mut ruleset) = last.ruleset {
+            let plain = match (last.ruleset, last.ipvs) {
+                (Reading::Read(all), Some((plain, ipvs))) => {
+                    among = Some((all, ipvs));
+                    Reading::Read(plain)
+                }
+                (_, Some((plain, _))) => Reading::Read(plain),
+                (ruleset, None) => ruleset,
+            };
+            if let Reading::Read(mut ruleset) = plain {
                 let own = ruleset.tables.len().saturating_sub(last.legacy.len());
                 let tables = ruleset.tables.split_off(own);
                 kept.extend(
@@ -65,11 +78,14 @@ impl Kernel {
             }
         }
         let mut changed = first;
-        let (ruleset, changes, legacy) = match read(&mut nft, kept, at, &mut changed) {
-            Ok((ruleset, changes, legacy)) => (Reading::Read(ruleset), changes, legacy),
+        let (ruleset, changes, legacy, ipvs) = match read(&mut nft, kept, at, &mut changed) {
+            Ok((plain, changes, legacy)) => {
+                let (ruleset, changes, ipvs) = put_among(plain, changes, among);
+                (ruleset, changes, legacy, ipvs)
+            }
             Err(gap) => {
                 changed = true;
-                (Reading::Failed(gap), Changes::all(), Vec::new())
+                (Reading::Failed(gap), Changes::all(), Vec::new(), None)
             }
         };
         let changes = if first { Changes::all() } else { changes };
@@ -80,6 +96,7 @@ impl Kernel {
             at,
             nft,
             legacy,
+            ipvs,
         };
         (kernel, changed)
     }
@@ -88,6 +105,35 @@ impl Kernel {
     pub fn listen(&mut self) {
         if let NfTables::Kept(steady, _) = &mut self.nft {
             steady.listen();
+        }
+    }
+}
+
+/// Reads IPVS, and puts it among the rules where the kernel has it. `last`: the rules with it at the
+/// reading before, and what it was. What is another with it is not told by parts: it is everything.
+fn put_among(
+    plain: Ruleset,
+    changes: Changes,
+    last: Option<(Ruleset, Ipvs)>,
+) -> (Reading<Ruleset>, Changes, Option<(Ruleset, Ipvs)>) {
+    let read = match ipvs::read(|| Traces::of(&plain)) {
+        Ok(Some(captured)) => captured.decode().map(Some),
+        Ok(None) => Ok(None),
+        Err(gap) => Err(gap),
+    };
+    match (read, last) {
+        (Ok(None), None) => (Reading::Read(plain), changes, None),
+        (Ok(None), Some(_)) => (Reading::Read(plain), Changes::all(), None),
+        (Ok(Some(ipvs)), Some((all, was))) if was.is_like(&ipvs) && changes.is_nothing() => {
+            (Reading::Read(all), changes, Some((plain, ipvs)))
+        }
+        (Ok(Some(ipvs)), _) => {
+            let all = ipvs.among(&plain);
+            (Reading::Read(all), Changes::all(), Some((plain, ipvs)))
+        }
+        (Err(gap), _) => {
+            let none = Ipvs::default();
+            (Reading::Failed(gap), Changes::all(), Some((plain, none)))
         }
     }
 }

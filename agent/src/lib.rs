@@ -6,6 +6,7 @@ pub mod datapath;
 pub mod flows;
 pub mod fresh;
 pub mod host;
+pub mod ipvs;
 pub mod kernel;
 pub mod local;
 pub mod netfilter;

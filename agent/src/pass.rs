@@ -14,6 +14,7 @@ use model::name::{NodeName, ServiceName};
 use model::profile::ProxyProfile;
 use model::settle::Ledger;
 use model::view::{LocalAddress, NodeView};
+use std::borrow::Cow;
 use std::sync::Arc;
 
 /// What a pass was made from, and what it gave, to be used again where nothing changed.
@@ -91,7 +92,12 @@ impl Looker {
         let (kernel, fresh) = Kernel::read(self.kernel.take(), began);
         self.kernel = Some(kernel);
         let links = self.links.addresses();
-        let moment = moment();
+        let mut moment = moment();
+        if let Some(kernel) = &self.kernel
+            && let Cow::Owned(profile) = datapath::learnt(&moment.profile, &kernel.ruleset)
+        {
+            moment.profile = profile;
+        }
         let addresses: &[LocalAddress] = links.as_ref().map_or(&[], |known| known);
         let same = !fresh
             && self.last.as_ref().is_some_and(|l| {

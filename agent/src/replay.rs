@@ -62,6 +62,11 @@ impl Judge {
     /// One pass.
     pub fn pass(&mut self, seen: Seen<'_>) -> Examined {
         self.passes += 1;
+        let profile = datapath::learnt(seen.profile, seen.reading);
+        let seen = Seen {
+            profile: &profile,
+            ..seen
+        };
         let node = NodeView {
             name: self.node.clone(),
             addresses: seen.addresses.as_ref().cloned().unwrap_or_default(),

@@ -112,6 +112,7 @@ fn no_decoder_panics_whatever_the_bytes() {
         decoder.read_to_end(&mut tar).unwrap();
         all.push((packed, tar));
     }
+    all.push((entries::ipvs, corpus("linux-6.1.ipvs")));
     for name in ["iptables.save", "ip6tables.save"] {
         all.push((entries::iptables_save, corpus(name)));
     }

@@ -56,11 +56,12 @@ impl Comparison {
 
 /// Names of the datapaths whose rows can be judged; without a backend's name: none of its rules is
 /// there.
-const COVERED: [&str; 4] = [
+const COVERED: [&str; 5] = [
     "kube-proxy/nftables",
     "kube-proxy/iptables-nft",
     "kube-proxy/iptables-legacy",
     "kube-proxy/iptables",
+    "kube-proxy/ipvs",
 ];
 
 /// Is somebody in charge whose rows can be judged?
@@ -89,8 +90,7 @@ fn charge(snapshot: &Snapshot, profile: &ProxyProfile, programmed_before: bool) 
     let mode = profile.mode.as_ref();
     let told = mode.is_some_and(|m| m.from >= LearntFrom::Flag);
     match mode.map(|m| m.value) {
-        Some(ProxyMode::Ipvs) if told => Charge::NotCovered,
-        Some(ProxyMode::Nftables | ProxyMode::Iptables)
+        Some(ProxyMode::Nftables | ProxyMode::Iptables | ProxyMode::Ipvs)
             if told || (programmed_before && named.is_some()) =>
         {
             Charge::Covered

@@ -140,9 +140,6 @@ fn over_all_rules(profile: &ProxyProfile, table: impl Fn(Rules) -> DesiredTable)
     };
     let mut merged: Option<DesiredTable> = None;
     for mode in modes {
-        if mode == ProxyMode::Ipvs {
-            continue;
-        }
         let mut of_mode: Option<DesiredTable> = None;
         for rules in Rules::possible(mode, profile) {
             of_mode = Some(either(of_mode, table(rules), Because::UnknownVersion));
@@ -198,6 +195,8 @@ struct Ground<'a> {
     zone: Zone,
     /// Addresses on the node's links.
     addresses: HashSet<IpAddr>,
+    /// Those of links but `kube-ipvs0`.
+    elsewhere: HashSet<IpAddr>,
     node_ips: NodeIps,
     node_ports: BTreeMap<Family, NodePorts>,
 }
@@ -259,6 +258,10 @@ impl<'a> Ground<'a> {
             own_name,
             zone,
             addresses: node.addresses.iter().map(|a| a.address).collect(),
+            elsewhere: {
+                let others = node.addresses.iter().filter(|a| &*a.link != "kube-ipvs0");
+                others.map(|a| a.address).collect()
+            },
             node_ips,
             node_ports,
         }
@@ -382,7 +385,9 @@ impl<'a> Ground<'a> {
                 })
                 .fold((2, 0), |(low, high), s| (low.min(s), high.max(s)))
         };
-        let translated_last = self.rules.check_before_nat && key.1 == SourceClass::Node;
+        // In IPVS mode both Services write the real servers of one virtual server.
+        let translated_last = (self.rules.check_before_nat && key.1 == SourceClass::Node)
+            || (self.rules.ipvs() && !key.0.is_wildcard());
         let refuses_all = |row: &OneOf<Forwarding>| {
             row.any_of
                 .iter()
@@ -412,10 +417,13 @@ impl<'a> Ground<'a> {
 
     /// Other ports of cluster IPs are refused in nftables mode (5.5, `cluster-ips-check`), by rules
     /// in the forward and output hooks, so not for a cluster IP that sits on a link of the node
-    /// (left over from IPVS mode) and is asked from elsewhere. No other row is for a whole address.
+    /// (left over from IPVS mode) and is asked from elsewhere. In IPVS mode those of every address that
+    /// kube-proxy binds are, in the input hook (`KUBE-IPVS-FILTER`). No other row is for a whole address.
     fn add_wildcard(&self, table: &mut DesiredTable, plan: &PortPlan) {
-        if self.rules.wildcard == Wildcard::Never {
-            return;
+        match self.rules.wildcard {
+            Wildcard::Never => return,
+            Wildcard::Bound => return self.add_bound(table, plan),
+            Wildcard::Always | Wildcard::Perhaps => {}
         }
         for source in SourceClass::ALL {
             let key = (Frontend::Address(plan.cluster_ip), source);
@@ -433,10 +441,23 @@ impl<'a> Ground<'a> {
         }
     }
 
+    /// External addresses are bound unless they are on another link of the node.
+    fn add_bound(&self, table: &mut DesiredTable, plan: &PortPlan) {
+        let external = plan.external_ips.iter().chain(&plan.vips);
+        let bound = external.filter(|ip| !self.elsewhere.contains(ip));
+        for ip in std::iter::once(&plan.cluster_ip).chain(bound) {
+            for source in SourceClass::ALL {
+                let refused = Forwarding::without_backends(None, Action::Reject);
+                let key = (Frontend::Address(*ip), source);
+                table.entry(key).or_insert_with(|| OneOf::certain(refused));
+            }
+        }
+    }
+
     /// Unallocated cluster IPs are dropped in nftables mode if the ServiceCIDRs were known at the
     /// last full sync.
     fn add_unallocated(&self, table: &mut DesiredTable) {
-        if self.rules.wildcard == Wildcard::Never {
+        if matches!(self.rules.wildcard, Wildcard::Never | Wildcard::Bound) {
             return;
         }
         for cidr in self.view.service_cidrs.iter().flatten() {

@@ -19,7 +19,8 @@ pub struct Evidence {
     /// Chain, set or map.
     pub chain: Arc<str>,
     /// The rule's handle, as `nft --handle` shows it. Rules of iptables-legacy have none: there it is
-    /// the position in the chain, from 1, as `iptables-legacy -L --line-numbers` shows it.
+    /// the position in the chain, from 1, as `iptables-legacy -L --line-numbers` shows it. Of a virtual
+    /// server: the place of its real server in order of addresses, from 1.
     pub handle: Option<u64>,
     /// The element of a set or map, as `nft` shows it.
     pub element: Option<Arc<str>>,
@@ -32,10 +33,10 @@ impl fmt::Display for Evidence {
         if !self.table.is_empty() {
             write!(f, "{} {} {}", self.family, self.table, self.chain)?;
             if let Some(h) = self.handle {
-                let what = if self.family.ends_with("tables-legacy") {
-                    "rule"
-                } else {
-                    "handle"
+                let what = match &*self.family {
+                    "ipvs" => "entry",
+                    family if family.ends_with("tables-legacy") => "rule",
+                    _ => "handle",
                 };
                 write!(f, " {what} {h}")?;
             }

@@ -75,6 +75,11 @@ impl Programs {
         })
     }
 
+    /// Where the agent is.
+    pub fn agent(&self) -> &Path {
+        &self.agent
+    }
+
     /// Runs a command of the agent that ends by itself (`check`, `table`) inside `netns`. `arguments` start with the
     /// command; `--output json` is added.
     pub fn ask(&self, netns: &Netns, arguments: &[&str]) -> Result<Asked> {

@@ -13,6 +13,7 @@ use crate::churn;
 use crate::demo;
 use crate::faults;
 use crate::flow;
+use crate::ipvs;
 use crate::laboratory::{Laboratory, patch_all};
 use crate::lifeline;
 use crate::netns::Netns;
@@ -42,6 +43,8 @@ pub enum Run {
     Cluster(fn(&mut Laboratory) -> Result<String>),
     /// A laboratory with one node for each mode. Those that need it come last.
     Small(fn(&mut Laboratory) -> Result<String>),
+    /// A cluster that it makes itself.
+    Alone(fn() -> Result<String>),
 }
 
 /// Every check, in the order in which they run.
@@ -70,6 +73,7 @@ pub const ALL: &[Check] = &[
 /// been seen to pass whole yet, and `faults_are_real` is for whoever changes the table of faults.
 pub const UNPROVEN: &[Check] = &[
     cluster("faults_are_real", faults::faults_are_real),
+    alone("ipvs_is_judged", ipvs::ipvs_is_judged),
     cluster(
         "faults_are_found_among_many",
         faults::faults_are_found_among_many,
@@ -78,6 +82,11 @@ pub const UNPROVEN: &[Check] = &[
 
 const fn kernel(name: &'static str, run: fn() -> Result<String>) -> Check {
     let run = Run::Kernel(run);
+    Check { name, run }
+}
+
+const fn alone(name: &'static str, run: fn() -> Result<String>) -> Check {
+    let run = Run::Alone(run);
     Check { name, run }
 }
 

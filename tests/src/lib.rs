@@ -22,6 +22,7 @@
 //! - [`chart`]: `deploy/chart`, and the plain manifests that are rendered from it.
 //! - [`monitoring`]: rules and dashboards, and whether what they ask for exists.
 //! - `prometheus`: rules and dashboards under a real Prometheus, and `promtool`.
+//! - [`uml`], `ipvs`: a kernel in user mode, and kube-proxy's IPVS mode in it.
 //! - [`http`]: the smallest HTTP client, for listeners inside namespaces.
 //!
 //! Nothing here listens or sends outside namespaces of its own, besides loopback, and nothing
@@ -46,6 +47,8 @@ mod flow;
 pub mod generate;
 mod generate_endpoints;
 pub mod http;
+mod ipvs;
+mod ipvs_faults;
 pub mod laboratory;
 mod lifeline;
 pub mod monitoring;
@@ -62,4 +65,5 @@ pub mod soak;
 pub mod tiers;
 mod tokens;
 pub mod topology;
+pub mod uml;
 pub mod wait;

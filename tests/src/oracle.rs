@@ -78,6 +78,11 @@ pub fn prepare(laboratory: &mut Laboratory) -> Result<Generated> {
 
 /// Creates objects, and names every one that the API server did not take.
 fn post(laboratory: &Laboratory, objects: &[Value]) -> Result<()> {
+    post_to(&laboratory.cluster.api, objects)
+}
+
+/// The same to any API server.
+pub(crate) fn post_to(api: &crate::api::Api, objects: &[Value]) -> Result<()> {
     let calls: Result<Vec<crate::api::Call>> = objects
         .iter()
         .map(|object| {
@@ -88,7 +93,7 @@ fn post(laboratory: &Laboratory, objects: &[Value]) -> Result<()> {
             })
         })
         .collect();
-    let answers = laboratory.cluster.api.call_all(calls?);
+    let answers = api.call_all(calls?);
     let refused: Vec<String> = objects
         .iter()
         .zip(answers)
@@ -106,7 +111,7 @@ fn post(laboratory: &Laboratory, objects: &[Value]) -> Result<()> {
 
 /// A watch gives objects in the order in which they were written, so once these are programmed,
 /// everything posted before them was seen.
-fn marker() -> Vec<Value> {
+pub(crate) fn marker() -> Vec<Value> {
     let namespace = NAMESPACES[0];
     let slice = |family: &str, address: &str| {
         json!({
@@ -429,6 +434,11 @@ fn ask_one(
 
 /// Everything that an agent watches, as the API server has it, each with its apiVersion and kind.
 fn every_object(laboratory: &Laboratory) -> Result<Vec<Value>> {
+    objects_of(&laboratory.cluster.api)
+}
+
+/// The same of any API server.
+pub(crate) fn objects_of(api: &crate::api::Api) -> Result<Vec<Value>> {
     let mut objects = Vec::new();
     for (path, version, kind) in [
         ("/api/v1/services", "v1", "Service"),
@@ -444,7 +454,7 @@ fn every_object(laboratory: &Laboratory) -> Result<Vec<Value>> {
             "ServiceCIDR",
         ),
     ] {
-        let list = laboratory.cluster.api.get(path)?;
+        let list = api.get(path)?;
         for item in list["items"].as_array().context("a list has items")? {
             let mut object = item.clone();
             object["apiVersion"] = json!(version);

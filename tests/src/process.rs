@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::mpsc;
 use std::sync::{LazyLock, Mutex};
 use std::time::Duration;
@@ -27,16 +27,30 @@ impl Process {
     /// Starts `command`; both outputs go to the file `log`. The program is killed by the kernel
     /// when this process dies, however it dies.
     pub fn start(name: &str, mut command: Command, log: &Path) -> Result<Process> {
+        command.stdin(Stdio::null());
+        Process::launch(name, command, log)
+    }
+
+    /// The same with a pipe to its standard input.
+    pub fn start_with_input(
+        name: &str,
+        mut command: Command,
+        log: &Path,
+    ) -> Result<(Process, ChildStdin)> {
+        command.stdin(Stdio::piped());
+        let mut process = Process::launch(name, command, log)?;
+        let input = process.child.stdin.take().context("it has no input")?;
+        Ok((process, input))
+    }
+
+    fn launch(name: &str, mut command: Command, log: &Path) -> Result<Process> {
         let file = File::options()
             .create(true)
             .append(true)
             .open(log)
             .with_context(|| format!("opening {}", log.display()))?;
         let words = command::words(&command);
-        command
-            .stdin(Stdio::null())
-            .stdout(file.try_clone()?)
-            .stderr(file);
+        command.stdout(file.try_clone()?).stderr(file);
         let child = spawn_for_life(command).with_context(|| format!("starting {words}"))?;
         cleanup::add_process(child.id());
         Ok(Process {
@@ -120,6 +134,10 @@ impl Process {
 
     /// SIGKILL; gone when this returns.
     pub fn kill(&mut self) -> Result<()> {
+        // Once it is gone its number may be another's.
+        if self.child.try_wait()?.is_none() {
+            kill_now(self.id());
+        }
         self.child.kill()?;
         self.child.wait()?;
         cleanup::forget_process(self.child.id());
@@ -133,8 +151,14 @@ impl Drop for Process {
     }
 }
 
-/// Kills a process that may be gone already.
+/// Kills a process that may be gone already, with those of its group: each program is started as the
+/// leader of one, and user-mode-linux has helpers that do not end with it.
 pub(crate) fn kill_now(id: u32) {
+    if let Ok(group) = libc::pid_t::try_from(id) {
+        // SAFETY: kill(2) takes two integers and touches no memory of ours; a negative number names the
+        // group of a program that this process started.
+        let _ = unsafe { libc::kill(-group, libc::SIGKILL) };
+    }
     let _ = send(id, libc::SIGKILL);
 }
 

@@ -204,7 +204,7 @@ fn run_tier(tier: Tier, targets: &[String], only: Option<&str>) -> Result<Count>
     }
     let of_tier = |check: &&Check| match check.run {
         Run::Kernel(_) => tier == Tier::Kernel,
-        Run::Cluster(_) | Run::Small(_) => tier == Tier::Cluster,
+        Run::Cluster(_) | Run::Small(_) | Run::Alone(_) => tier == Tier::Cluster,
     };
     let unproven = checks::UNPROVEN.iter().filter(|_| only.is_some());
     let chosen: Vec<&Check> = checks::ALL
@@ -234,7 +234,7 @@ fn run_checks(chosen: &[&Check]) -> Count {
         let _watchdog = Watchdog::start(check.name);
         // A check that panics has failed like one that gives an error; the next one still runs.
         let result = catch_unwind(AssertUnwindSafe(|| match check.run {
-            Run::Kernel(run) => run(),
+            Run::Kernel(run) | Run::Alone(run) => run(),
             Run::Cluster(run) => run(started(
                 &mut laboratory,
                 &mut is_small,

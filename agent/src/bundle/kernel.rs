@@ -1,6 +1,8 @@
 //! The kernel's rules, undecoded: read as one, and decoded as one.
 
 use crate::host::{nf_tables, xtables};
+use crate::ipvs::rules::Traces;
+use crate::ipvs::{self, capture::Captured};
 use crate::netfilter::nftables::{self, capture::Capture};
 use crate::netfilter::ruleset::Ruleset;
 use crate::netfilter::xtables::legacy::{self, capture::TableCapture};
@@ -17,6 +19,8 @@ pub struct Captures {
     pub nf_tables: Option<Capture>,
     /// Tables of iptables-legacy, sorted.
     pub legacy: Vec<TableCapture>,
+    /// IPVS with its ipsets; `None`: the kernel has none.
+    pub ipvs: Option<Captured>,
 }
 
 impl Captures {
@@ -51,15 +55,38 @@ impl Captures {
                 "the kernel has no nf_tables, and no other datapath is read".into(),
             ));
         }
-        Ok(Captures { nf_tables, legacy })
+        let mut captures = Captures {
+            nf_tables,
+            legacy,
+            ipvs: None,
+        };
+        captures.ipvs = ipvs::read(|| match captures.rules() {
+            Reading::Read(rules) => Traces::of(&rules),
+            _ => Traces::default(),
+        })?;
+        Ok(captures)
     }
 
-    /// As rules. Tables of iptables-legacy come last.
+    /// As rules. Tables of iptables-legacy come last, and IPVS behind them.
+    ///
+    /// Failed as [`Captures::rules`] says, and where a virtual server was not understood.
+    pub fn decode(&self) -> Reading<Ruleset> {
+        let rules = match (self.rules(), &self.ipvs) {
+            (Reading::Read(rules), Some(captured)) => (rules, captured),
+            (rules, _) => return rules,
+        };
+        match rules.1.decode() {
+            Ok(ipvs) => Reading::Read(ipvs.among(&rules.0)),
+            Err(gap) => Reading::Failed(gap),
+        }
+    }
+
+    /// Those of netfilter alone.
     ///
     /// Failed where a table of iptables-legacy is cut off, and where the lists of nf_tables do not fit
     /// together: an object that another one names is missing, or one is there twice. What is missing
     /// would look deleted.
-    pub fn decode(&self) -> Reading<Ruleset> {
+    fn rules(&self) -> Reading<Ruleset> {
         let mut ruleset = Ruleset::default();
         if let Some(capture) = &self.nf_tables {
             let decoded = nftables::decode(capture);
@@ -105,6 +132,18 @@ pub(super) fn same_legacy(one: &TableCapture, other: &TableCapture) -> bool {
         hasher.finish()
     };
     hash(one) == hash(other)
+}
+
+/// Are two readings of IPVS the same, connections and statistics apart?
+pub(super) fn same_ipvs(one: &Option<Captured>, other: &Option<Captured>) -> bool {
+    match (one, other) {
+        (None, None) => true,
+        (Some(one), Some(other)) => match (one.decode(), other.decode()) {
+            (Ok(one), Ok(other)) => one.is_like(&other),
+            _ => one == other,
+        },
+        _ => false,
+    }
 }
 
 fn again<T, E>(mut read: impl FnMut() -> Result<T, E>, torn: impl Fn(&E) -> bool) -> Result<T, E> {

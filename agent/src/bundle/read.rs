@@ -2,6 +2,7 @@
 //! written anywhere.
 
 use super::{About, Captures, FORMAT, KernelRead, Recorded};
+use crate::ipvs::capture::Captured;
 use crate::netfilter::nftables::capture::{self, Capture};
 use crate::netfilter::xtables::legacy::capture::TableCapture;
 use serde::Deserialize;
@@ -175,13 +176,20 @@ fn captures(
     files: &mut HashMap<String, Vec<u8>>,
     limits: Limits,
 ) -> Result<Option<Captures>, LoadError> {
-    let KernelRead::Read { nf_tables, legacy } = kernel else {
+    let KernelRead::Read {
+        nf_tables,
+        legacy,
+        ipvs,
+    } = kernel
+    else {
         return Ok(None);
     };
     if legacy.len() > limits.captures {
         return Err(LoadError::TooLarge("too many captures in one pass".into()));
     }
-    files.retain(|name, _| nf_tables.as_ref() == Some(name) || legacy.contains(name));
+    files.retain(|name, _| {
+        nf_tables.as_ref() == Some(name) || ipvs.as_ref() == Some(name) || legacy.contains(name)
+    });
     let file = |name: &String| {
         files
             .get(name)
@@ -200,6 +208,10 @@ fn captures(
             .iter()
             .map(|name| TableCapture::load(file(name)?).map_err(wrong(name)))
             .collect::<Result<_, _>>()?,
+        ipvs: match ipvs {
+            Some(name) => Some(Captured::load(file(name)?).map_err(wrong(name))?),
+            None => None,
+        },
     }))
 }
 

@@ -1,6 +1,6 @@
 //! Putting passes into a bundle: what did not change since the pass before is named, not repeated.
 
-use super::kernel::{same_legacy, same_nf_tables};
+use super::kernel::{same_ipvs, same_legacy, same_nf_tables};
 use super::pseudonyms::Pseudonyms;
 use super::{About, Captures, KernelRead, Recorded, ViewChange, Writer};
 use model::capture::Gap;
@@ -24,6 +24,7 @@ pub struct Recorder<W: Write> {
     captures: Captures,
     nf_tables: Option<String>,
     legacy: Vec<String>,
+    ipvs: Option<String>,
     view: Arc<ClusterView>,
 }
 
@@ -68,6 +69,7 @@ impl<W: Write> Recorder<W> {
             captures: Captures::default(),
             nf_tables: None,
             legacy: Vec::new(),
+            ipvs: None,
             view: Arc::default(),
         })
     }
@@ -150,11 +152,22 @@ impl<W: Write> Recorder<W> {
             }
             legacy.push(name);
         }
+        if !same_ipvs(&new.ipvs, &self.captures.ipvs) {
+            self.ipvs = match &new.ipvs {
+                Some(captured) => {
+                    let name = format!("{number}-ipvs.capture");
+                    self.writer.capture(&name, &captured.save())?;
+                    Some(name)
+                }
+                None => None,
+            };
+        }
         self.captures = new;
         self.legacy = legacy.clone();
         Ok(KernelRead::Read {
             nf_tables: self.nf_tables.clone(),
             legacy,
+            ipvs: self.ipvs.clone(),
         })
     }
 }

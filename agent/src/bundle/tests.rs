@@ -98,6 +98,7 @@ fn looked(ms: u64, view: &ClusterView) -> Looked {
         kernel: Ok(Captures {
             nf_tables: Some(capture),
             legacy: Vec::new(),
+            ipvs: None,
         }),
         addresses: Ok(Vec::new()),
         view: Arc::new(view.clone()),
@@ -178,6 +179,7 @@ fn what_did_not_change_is_there_once_and_used_again() {
     let kernel = KernelRead::Read {
         nf_tables: Some("1-nf_tables.capture".into()),
         legacy: Vec::new(),
+        ipvs: None,
     };
     assert_eq!(passes, [(kernel.clone(), true), (kernel, false)]);
 }

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::netfilter::walk::tests::{IPTABLES, NFT_135, NFT_137, node, text};
-use model::profile::{Learnt, LearntFrom, LocalDetector, ProxyConfig};
+use model::profile::{LocalDetector, ProxyConfig};
 
 fn profile(mode: Option<ProxyMode>) -> ProxyProfile {
     ProxyProfile {

@@ -19,6 +19,11 @@ const NLMSG_DONE: u16 = 3;
 const NLMSG_OVERRUN: u16 = 4;
 const NLMSGERR_ATTR_MSG: u16 = 1;
 const HEADER: usize = 16;
+/// The attribute `IPSET_ATTR_PROTOCOL` with `IPSET_PROTOCOL`.
+const IPSET_PROTOCOL: [u8; 8] = {
+    let (length, kind) = (5u16.to_ne_bytes(), 1u16.to_ne_bytes());
+    [length[0], length[1], kind[0], kind[1], 7, 0, 0, 0]
+};
 /// A dump's datagram never exceeds 32 KiB, whatever the buffer (`netlink_recvmsg`).
 const BUFFER: usize = 64 * 1024;
 
@@ -80,6 +85,30 @@ pub enum Question<'a> {
     /// `IPCTNL_MSG_CT_GET`: entries of both families whose destination was translated; all of them on
     /// kernels that do not filter by status.
     ConntrackTranslated,
+    /// `CTRL_CMD_GETFAMILY` of generic netlink: one answer.
+    GenericFamily {
+        /// The family's name.
+        name: &'a [u8],
+    },
+    /// `IPVS_CMD_GET_SERVICE`.
+    VirtualServers {
+        /// The number of IPVS's generic netlink family.
+        family: u16,
+    },
+    /// `IPVS_CMD_GET_DEST` of one virtual server.
+    RealServers {
+        /// The number of IPVS's generic netlink family.
+        family: u16,
+        /// The attributes that name the virtual server, as the kernel gave them.
+        service: &'a [u8],
+    },
+    /// `IPSET_CMD_LIST` of all sets, without their elements.
+    IpsetHeaders,
+    /// `IPSET_CMD_LIST` of one set.
+    Ipset {
+        /// The set's name.
+        name: &'a [u8],
+    },
 }
 
 impl Question<'_> {
@@ -143,6 +172,42 @@ impl Question<'_> {
                 }
                 (CT | 1, NLM_F_DUMP, body)
             }
+            // linux/genetlink.h: GENL_ID_CTRL, struct genlmsghdr (command, version);
+            // CTRL_ATTR_FAMILY_NAME
+            Question::GenericFamily { name } => {
+                let mut body = vec![3, 1, 0, 0];
+                put(&mut body, 2, name);
+                (16, 0, body)
+            }
+            // linux/ip_vs.h: IPVS_GENL_VERSION 1
+            Question::VirtualServers { family } => (*family, NLM_F_DUMP, vec![4, 1, 0, 0]),
+            Question::RealServers { family, service } => {
+                let mut body = vec![8, 1, 0, 0];
+                let length = u16::try_from(4 + service.len()).unwrap_or(u16::MAX);
+                body.extend_from_slice(&length.to_ne_bytes());
+                // IPVS_CMD_ATTR_SERVICE, NLA_F_NESTED
+                body.extend_from_slice(&(1u16 | 0x8000).to_ne_bytes());
+                body.extend_from_slice(service);
+                body.resize(align4(body.len()), 0);
+                (*family, NLM_F_DUMP, body)
+            }
+            // NFNL_SUBSYS_IPSET = 6, IPSET_CMD_LIST = 7; IPSET_ATTR_PROTOCOL = 7 gives the sets'
+            // numbers, by which rules name them
+            Question::IpsetHeaders => {
+                let mut body = nfgen(2);
+                body.extend_from_slice(&IPSET_PROTOCOL);
+                // IPSET_ATTR_FLAGS, IPSET_FLAG_LIST_HEADER, in network order
+                body.extend_from_slice(&8u16.to_ne_bytes());
+                body.extend_from_slice(&(6u16 | 0x4000).to_ne_bytes());
+                body.extend_from_slice(&4u32.to_be_bytes());
+                ((6 << 8) | 7, NLM_F_DUMP, body)
+            }
+            Question::Ipset { name } => {
+                let mut body = nfgen(2);
+                body.extend_from_slice(&IPSET_PROTOCOL);
+                put(&mut body, 2, name);
+                ((6 << 8) | 7, NLM_F_DUMP, body)
+            }
         }
     }
 }
@@ -195,6 +260,8 @@ pub enum Family {
     Netfilter,
     /// `NETLINK_ROUTE`.
     Route,
+    /// `NETLINK_GENERIC`.
+    Generic,
 }
 
 /// A blocking netlink socket that asks and listens to the answers.
@@ -418,6 +485,7 @@ pub(super) fn bound(family: Family, groups: u32) -> Result<(OwnedFd, u32), Netli
     let protocol = match family {
         Family::Netfilter => libc::NETLINK_NETFILTER,
         Family::Route => libc::NETLINK_ROUTE,
+        Family::Generic => libc::NETLINK_GENERIC,
     };
     // SAFETY: a plain system call.
     let fd = unsafe {

@@ -57,6 +57,8 @@ pub enum Backend {
     Legacy,
     /// nf_tables, in the dialect of iptables-nft (`xt` blobs) or native: told per rule, not here.
     NfTables,
+    /// No table of netfilter's: virtual servers, which hang on the same hooks (`crate::ipvs`).
+    Ipvs,
 }
 
 /// One table.
@@ -85,6 +87,7 @@ impl Table {
         match (self.backend, self.family) {
             (Backend::Legacy, TableFamily::Ip) => "iptables-legacy",
             (Backend::Legacy, TableFamily::Ip6) => "ip6tables-legacy",
+            (Backend::Ipvs, _) => "ipvs",
             (_, family) => family.word(),
         }
     }
@@ -122,6 +125,10 @@ pub enum ChainType {
     Nat,
     /// Reroutes when mark or address changed (output only).
     Route,
+    /// IPVS. What it translates to another node leaves at once by the output hook, from its first
+    /// chain on, and does not meet IPVS again; what it translates to the node itself goes on where it is
+    /// (`ip_vs_nat_send_or_cont`).
+    VirtualServer,
 }
 
 /// What makes a chain a base chain.
@@ -205,6 +212,8 @@ pub enum Field {
     CtStatus,
     /// conntrack's original destination address, before translation.
     CtOriginalDaddr,
+    /// The port of the virtual server that took the packet (xt ipvs); absent where none did.
+    VirtualPort,
     /// Type of the source address (`RTN_*`: 1 unicast, 2 local, 3 broadcast, 5 multicast).
     SaddrType,
     /// Type of the destination address.

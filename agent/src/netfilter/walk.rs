@@ -156,6 +156,8 @@ struct Sides<'a, 'p> {
     ask: &'a Ask<'a>,
     local: &'a dyn Fn(IpAddr) -> bool,
     sources: Vec<(SourceClass, Rc<Source>)>,
+    /// Addresses of `kube-ipvs0`.
+    dummies: hash::Set<IpAddr>,
     /// By source and order; none where each packet is walked to its end.
     tails: Vec<Vec<RefCell<Tails<'a, 'p>>>>,
     proofs: Proofs,
@@ -181,6 +183,11 @@ impl<'a, 'p> Sides<'a, 'p> {
                 false => Vec::new(),
             },
             sources: sources.into(),
+            dummies: {
+                let all = ask.node.addresses.iter();
+                let dummies = all.filter(|a| &*a.link == "kube-ipvs0");
+                dummies.map(|a| a.address).collect()
+            },
             proofs: Proofs::default(),
         }
     }
@@ -200,6 +207,9 @@ impl<'a, 'p> Sides<'a, 'p> {
             if address.is_loopback() {
                 // Another source, with ways of its own.
                 source = Rc::new(source.to_loopback(address));
+                tails = None;
+            } else if *class == SourceClass::Node && self.dummies.contains(&address) {
+                source = Rc::new(source.to_dummy(address));
                 tails = None;
             }
             let service = wanted.and_then(|w| w.as_ref());

@@ -151,6 +151,10 @@ impl NodePorts {
             if address.is_loopback() && !localhost {
                 return Served::No;
             }
+            if rules.ipvs() && is_v6_link_local(*address) && matches!(setting, Setting::All) {
+                // `GetAllLocalAddresses` leaves them out (4.2).
+                return Served::No;
+            }
             match &setting {
                 Setting::All => Served::Yes,
                 Setting::Cidrs(cidrs) if cidrs.iter().any(|c| c.contains(address)) => Served::Yes,
@@ -215,4 +219,8 @@ fn setting(
         return Setting::All;
     }
     Setting::Cidrs(cidrs)
+}
+
+fn is_v6_link_local(address: IpAddr) -> bool {
+    matches!(address, IpAddr::V6(a) if a.segments()[0] & 0xffc0 == 0xfe80)
 }

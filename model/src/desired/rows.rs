@@ -7,6 +7,9 @@
 //!   so without endpoints it is left alone.
 //! - iptables refuses nodePorts on every local address, loopback and those outside
 //!   `nodePortAddresses` included, and nftables only where it serves them (3.3, 5.5).
+//! - IPVS neither rejects nor drops for want of endpoints: a virtual server without real servers refuses
+//!   the client, and Local without local endpoints takes all (4.3). What the node sends to an address of
+//!   `kube-ipvs0` has that address as source.
 //! - nftables to 1.33 refuses in the output hook before it translates (5.3), so the DROP of an eTP
 //!   Local address without local endpoints hits the node itself.
 
@@ -91,14 +94,15 @@ impl Maker<'_> {
             ..
         } = self;
         let local_only = plan.service.internal_local;
-        let list = if local_only {
-            &selection.local
-        } else {
-            &selection.cluster
-        };
+        let list = self.list(local_only);
         let on_node = ground.on_node(plan.cluster_ip);
         for source in SourceClass::ALL {
-            let row = if selection.any && !list.is_empty() {
+            let row = if ground.rules.ipvs() {
+                // Without a detector the rule is for packets from cluster IPs, which are the node's own.
+                let marked = marks_cluster_ip(ground, plan.family, source)
+                    || (!ground.has_detector(plan.family) && source == SourceClass::Node);
+                self.forward_from(list, source, marked, true)
+            } else if selection.any && !list.is_empty() {
                 self.forward(list, source, marks_cluster_ip(ground, plan.family, source))
             } else if ground.rules.iptables() && on_node && source != SourceClass::Node {
                 self.without(Action::None)
@@ -129,9 +133,26 @@ impl Maker<'_> {
         let Maker { plan, .. } = self;
         for vip in &plan.vips {
             for source in SourceClass::ALL {
-                let row = self.within_ranges(self.external_address(*vip, source), source);
+                let row = self.external_address(*vip, source);
+                let row = match self.ground.rules.ipvs() {
+                    true => self.within_ipvs_ranges(row, *vip, source),
+                    false => self.within_ranges(row, source),
+                };
                 rows.push((self.key(*vip, plan.port.port, source), row));
             }
+        }
+    }
+
+    /// The endpoints: all, or with a Local policy the node's own; IPVS takes all where there are none.
+    fn list(&self, local: bool) -> &[Target] {
+        let Selection {
+            cluster,
+            local: own,
+            ..
+        } = self.selection;
+        match local {
+            true if !(self.ground.rules.ipvs() && own.is_empty()) => own,
+            _ => cluster,
         }
     }
 
@@ -140,6 +161,9 @@ impl Maker<'_> {
         let Maker {
             ground, selection, ..
         } = self;
+        if ground.rules.ipvs() {
+            return self.virtual_server(source, true);
+        }
         if source == SourceClass::Node {
             if ground.rules.iptables() && !selection.any && !ground.on_node(ip) {
                 return self.without(Action::None);
@@ -149,6 +173,13 @@ impl Maker<'_> {
             }
         }
         self.external(source)
+    }
+
+    /// IPVS: eTP Cluster masquerades, eTP Local nobody. `own_source`: the node's own packets have the
+    /// address that they go to as source.
+    fn virtual_server(&self, source: SourceClass, own_source: bool) -> Forwarding {
+        let local = self.plan.external_local;
+        self.forward_from(self.list(local), source, !local, own_source)
     }
 
     /// The external chain: eTP Cluster masquerades; eTP Local sends Pods and the node itself to all
@@ -218,6 +249,9 @@ impl Maker<'_> {
         // What iptables does with a nodePort on an address where it does not serve any.
         let not_served = || (self.ground.rules.iptables() && !self.has_external()).then(refused);
         let served = || {
+            if self.ground.rules.ipvs() {
+                return OneOf::certain(self.virtual_server(source, false));
+            }
             let row = self.external(source);
             if self.ground.rules.iptables() && matches!(row.action, Action::Reject | Action::Drop) {
                 return refused();
@@ -322,6 +356,52 @@ impl Maker<'_> {
         }
     }
 
+    /// Source ranges in IPVS mode (4.5): in the input hook, so whether there are endpoints or not. The
+    /// node's own packets do not pass it; where the ranges leave the node out, they are dropped behind
+    /// the virtual server.
+    fn within_ipvs_ranges(
+        &self,
+        row: Forwarding,
+        vip: IpAddr,
+        source: SourceClass,
+    ) -> OneOf<Forwarding> {
+        let Maker { ground, plan, .. } = self;
+        let ranges = &plan.source_ranges;
+        let node = source == SourceClass::Node;
+        if ranges.is_empty() || (node && row.action != Action::Forward) {
+            return OneOf::certain(row);
+        }
+        let with = |node_is_inside: bool| match (node, node_is_inside) {
+            (true, true) => row.clone(),
+            (true, false) => self.without(Action::Drop),
+            (false, inside) => {
+                let mut all = ranges.clone();
+                all.extend(inside.then(|| IpNet::from(vip)));
+                let mut ranges = IpNet::aggregate(&all);
+                ranges.sort();
+                Forwarding {
+                    source_ranges: Some(SourceRanges {
+                        ranges,
+                        otherwise: Action::Drop,
+                    }),
+                    ..row.clone()
+                }
+            }
+        };
+        let inside = |ip: IpAddr| ranges.iter().any(|r| r.contains(&ip));
+        match ground.node_ips {
+            NodeIps::Unknown => {
+                let mut one_of = OneOf::certain(with(false));
+                one_of.or(with(true), Because::UnknownConfiguration);
+                one_of
+            }
+            NodeIps::Known { .. } => {
+                let node_ip = ground.node_ips.get(plan.family);
+                OneOf::certain(with(node_ip.is_some_and(inside)))
+            }
+        }
+    }
+
     fn key(&self, address: IpAddr, port: u16, source: SourceClass) -> Key {
         (
             Frontend::port(address, self.plan.port.protocol, port),
@@ -335,6 +415,18 @@ impl Maker<'_> {
 
     /// Forwards to a list in equal shares; without any, there is nothing to forward to.
     fn forward(&self, list: &[Target], source: SourceClass, marked: bool) -> Forwarding {
+        self.forward_from(list, source, marked, false)
+    }
+
+    /// `own_source`: what the node sends has the frontend's address as source, and so is never the
+    /// chosen endpoint itself.
+    fn forward_from(
+        &self,
+        list: &[Target],
+        source: SourceClass,
+        marked: bool,
+        own_source: bool,
+    ) -> Forwarding {
         if list.is_empty() {
             return self.without(Action::Reject);
         }
@@ -347,6 +439,8 @@ impl Maker<'_> {
                 share,
                 masquerade: if marked {
                     Masquerade::Always
+                } else if own_source && source == SourceClass::Node {
+                    Masquerade::Never
                 } else {
                     unless_marked(self.ground, self.hairpins, source, protocol, target)
                 },

@@ -23,7 +23,7 @@ pub(super) struct Rules {
     pub ip_mode_ignored: bool,
     /// External IPs get rules; false with the gate `AllowServiceExternalIPs` off (2.2).
     pub external_ips: bool,
-    /// nftables 1.36+: only local endpoints have a hairpin rule (0.5).
+    /// nftables 1.36+ and IPVS: only local endpoints have a hairpin rule (0.5, 4.5).
     pub hairpin_local_only: bool,
     /// nftables to 1.33: refusals of the output hook come before translation (5.3).
     pub check_before_nat: bool,
@@ -44,6 +44,8 @@ pub(super) enum Wildcard {
     /// nftables mode of 1.29 and 1.30, which was not compared.
     Perhaps,
     Always,
+    /// IPVS: on every address that kube-proxy binds, external ones included (4.1, 4.5).
+    Bound,
 }
 
 /// What an unset `nodePortAddresses` means.
@@ -73,12 +75,13 @@ impl Rules {
             cluster_ip_type_is_never_external_local: minor <= 29,
             ip_mode_ignored: false,
             external_ips: minor <= 35 || config.allow_external_ips,
-            hairpin_local_only: nftables && minor >= 36,
+            hairpin_local_only: mode == ProxyMode::Ipvs || (nftables && minor >= 36),
             check_before_nat: nftables && minor <= 33,
-            wildcard: match (nftables, minor) {
-                (false, _) => Wildcard::Never,
-                (true, ..=30) => Wildcard::Perhaps,
-                (true, _) => Wildcard::Always,
+            wildcard: match (mode, minor) {
+                (ProxyMode::Iptables, _) => Wildcard::Never,
+                (ProxyMode::Nftables, ..=30) => Wildcard::Perhaps,
+                (ProxyMode::Nftables, _) => Wildcard::Always,
+                (ProxyMode::Ipvs, _) => Wildcard::Bound,
             },
             unset_node_ports: if nftables {
                 UnsetNodePorts::Primary
@@ -111,6 +114,11 @@ impl Rules {
             }
         }
         all
+    }
+
+    /// IPVS mode.
+    pub fn ipvs(&self) -> bool {
+        self.mode == ProxyMode::Ipvs
     }
 
     /// iptables mode.

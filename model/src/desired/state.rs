@@ -325,6 +325,7 @@ fn owner(slice: &EndpointSlice) -> Option<ServiceName> {
 fn only_rules(profile: &ProxyProfile) -> Option<Rules> {
     let mode = profile.mode.as_ref()?.value;
     if mode == ProxyMode::Ipvs {
+        // Made whole: which addresses it binds is not noted by Service.
         return None;
     }
     match Rules::possible(mode, profile).as_slice() {

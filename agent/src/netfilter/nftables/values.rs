@@ -85,7 +85,7 @@ pub(super) fn type_of_field(field: &Field, width: usize) -> Option<Type> {
             Kind::Number(Order::Host)
         }
         Field::Iifname | Field::Oifname => Kind::Name,
-        Field::Other(_) => return None,
+        Field::VirtualPort | Field::Other(_) => return None,
     };
     Some(Type { kind, width })
 }

@@ -53,6 +53,9 @@ struct State<'a, 'p> {
     dport: u16,
     protocol: u8,
     original: IpAddr,
+    original_port: u16,
+    /// A virtual server took it.
+    by_ipvs: bool,
     mark: u32,
     destination_done: bool,
     source_done: bool,
@@ -151,6 +154,8 @@ impl<'a, 'p> Walker<'a, 'p> {
             dport,
             protocol,
             original: daddr,
+            original_port: dport,
+            by_ipvs: false,
             mark: 0,
             destination_done: false,
             source_done: false,
@@ -236,6 +241,9 @@ impl<'a, 'p> Walker<'a, 'p> {
                 if done || st.untracked {
                     continue;
                 }
+            }
+            if hook.kind == ChainType::VirtualServer && st.by_ipvs {
+                continue;
             }
             st.base = chain;
             self.enter(st, chain);

@@ -57,7 +57,8 @@ impl<'p> Place<'p> {
             chain: named.map_or_else(|| self.chain.name.clone(), |s| s.name.clone()),
             handle: match named {
                 Some(_) => None,
-                None => self.rule.map(|r| r.handle),
+                // A virtual server without real ones has no entry.
+                None => self.rule.map(|r| r.handle).filter(|h| *h != 0),
             },
             element: text,
             says: self.says().into(),

@@ -150,6 +150,16 @@ impl Source {
         source
     }
 
+    /// So has one that the node sends to an address of `kube-ipvs0`: the kernel's local route to it
+    /// names itself as source. Nobody else's packets have it.
+    pub fn to_dummy(&self, daddr: IpAddr) -> Source {
+        Source {
+            addresses: Addresses::OneOf(vec![daddr]),
+            exact: true,
+            ..self.clone()
+        }
+    }
+
     /// Is the source address in one of the prefixes, as far as the class says?
     fn class_decides(&self, prefixes: &[IpNet]) -> Option<bool> {
         match &self.addresses {

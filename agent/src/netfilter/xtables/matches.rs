@@ -33,6 +33,9 @@ pub fn decode_match(
         ("mark", 1) => mark(&b),
         ("iprange", 1) => iprange(&b, family),
         ("pkttype", 0) => pkttype(&b),
+        ("set", 1..=4) => set(&b, revision),
+        ("ipvs", 0) => ipvs(&b, family),
+        ("physdev", 0) => physdev(&b),
         _ => None,
     };
     match found {
@@ -380,4 +383,68 @@ fn pkttype(b: &Blob<'_>) -> Option<Vec<Op>> {
         Value::Number(kind, kind),
         b.u32(4)? != 0,
     )])
+}
+
+/// `struct xt_set_info`, the beginning of `xt_set_info_match_v1`, `_v3` and `_v4`.
+fn set(b: &Blob<'_>, revision: u32) -> Option<Vec<Op>> {
+    let (index, dimensions, flags) = (b.u16(0)?, b.u8(2)?, b.u8(3)?);
+    // IPSET_INV_MATCH, and IPSET_DIM_ONE_SRC and its followers, by dimension
+    let sources: Vec<bool> = (1..=u32::from(dimensions.min(6)))
+        .map(|dimension| flags & (1u8 << dimension) != 0)
+        .collect();
+    // IPSET_RETURN_NOMATCH, and conditions on an element's counters
+    let odd = dimensions > 6 || flags & 0x80 != 0 || (revision >= 3 && counts(b, revision)?);
+    if odd {
+        return Some(vec![unknown(&format!("ipset number {index}"))]);
+    }
+    Some(vec![crate::ipvs::rules::lookup(
+        index,
+        &sources,
+        flags & 1 != 0,
+    )])
+}
+
+/// Does a match of `struct xt_set_info_match_v3` or `_v4` look at counters? Either has two comparisons
+/// (`struct ip_set_counter_match0`: operator, then value; `struct ip_set_counter_match`: value, then
+/// operator), and flags behind.
+fn counts(b: &Blob<'_>, revision: u32) -> Option<bool> {
+    let operators: [usize; 2] = if revision == 3 { [8, 24] } else { [16, 32] };
+    let mut any = false;
+    for at in operators {
+        any |= b.u8(at)? != 0;
+    }
+    Some(any)
+}
+
+/// `struct xt_physdev_info`: only whether the packet came in by a port of a bridge
+/// (`XT_PHYSDEV_OP_ISIN`), which nothing that is read tells.
+fn physdev(b: &Blob<'_>) -> Option<Vec<Op>> {
+    let (invert, fields) = (b.u8(64)?, b.u8(65)?);
+    if fields != 0x08 {
+        return None;
+    }
+    let field = Field::Other("whether the packet comes in by a port of a bridge".into());
+    let yes = Value::Number(1, 1);
+    Some(vec![is(field, None, yes, invert & 0x08 != 0)])
+}
+
+/// `struct xt_ipvs_mtinfo`: only what kube-proxy writes, address, protocol and port of the virtual server.
+fn ipvs(b: &Blob<'_>, family: TableFamily) -> Option<Vec<Op>> {
+    let (protocol, invert, fields) = (b.u8(34)?, b.u8(38)?, b.u8(39)?);
+    if invert != 0 || fields != 0x0f {
+        return None;
+    }
+    let port = u64::from(u16::from_be_bytes(*b.bytes(32, 2)?.first_chunk()?));
+    let net = prefix(family, b.bytes(0, 16)?, b.bytes(16, 16)?)?;
+    let protocol = u64::from(protocol);
+    Some(vec![
+        is(Field::VirtualPort, None, Value::Number(port, port), false),
+        is(Field::CtOriginalDaddr, None, Value::Prefix(net), false),
+        is(
+            Field::L4proto,
+            None,
+            Value::Number(protocol, protocol),
+            false,
+        ),
+    ])
 }

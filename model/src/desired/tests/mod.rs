@@ -2,6 +2,7 @@
 
 mod destinations;
 mod incremental;
+mod ipvs;
 mod node_ports;
 mod order;
 mod selection;

@@ -268,8 +268,6 @@ fn some_services_get_nothing() {
             assert_eq!(world.table(), DesiredTable::new(), "{service:?}");
         }
     }
-    let unknown = world(ProxyMode::Ipvs, 34).with(web(|_| ()), &["10.244.1.10"]);
-    assert_eq!(unknown.table(), DesiredTable::new());
 }
 
 #[test]

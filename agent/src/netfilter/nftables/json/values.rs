@@ -56,7 +56,7 @@ impl Kind {
             Field::PacketType => Kind::PacketType,
             Field::Nfproto => Kind::Nfproto,
             Field::EtherType => Kind::EtherType,
-            Field::Other(_) => return None,
+            Field::VirtualPort | Field::Other(_) => return None,
         })
     }
 

@@ -76,6 +76,10 @@ impl<'a, 'p> Walker<'a, 'p> {
                     Ok(part) => part,
                     Err(why) => return Truth::Unknown(why),
                 };
+                if part == Part::None {
+                    // Absent: it is none of the values.
+                    return Truth::No;
+                }
                 let part = match (part, m.mask) {
                     (Part::Number(n), Some(mask)) => Part::Number(n & mask),
                     (part, None) => part,
@@ -152,6 +156,8 @@ impl<'a, 'p> Walker<'a, 'p> {
         match field {
             Field::Daddr => Ok(Part::Address(st.daddr)),
             Field::CtOriginalDaddr => Ok(Part::Address(st.original)),
+            Field::VirtualPort if st.by_ipvs => number(st.original_port.into()),
+            Field::VirtualPort => Ok(Part::None),
             Field::L4proto => number(st.protocol.into()),
             Field::Dport => number(st.dport.into()),
             Field::Sport => match self.source.port {

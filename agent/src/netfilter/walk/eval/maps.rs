@@ -1,7 +1,7 @@
 //! Maps and translations: verdicts and new destinations that are looked up, or picked by chance.
 
-use super::{Flow, Pending, State, Walker};
-use crate::netfilter::ruleset::{Data, Lookup, NatTarget};
+use super::{Flow, Pending, Stage, State, Walker};
+use crate::netfilter::ruleset::{ChainType, Data, HookPoint, Lookup, NatTarget};
 use crate::netfilter::walk::answer::{Answer, Trail};
 use crate::netfilter::walk::place::Place;
 use crate::netfilter::walk::set::{Found, NO_KEY, Part};
@@ -235,5 +235,12 @@ impl<'a, 'p> Walker<'a, 'p> {
             before: st.trail.take(),
         }));
         st.frames.clear();
+        let base = self.program.chain(st.base).chain.hook;
+        if base.is_some_and(|h| h.kind == ChainType::VirtualServer) {
+            st.by_ipvs = true;
+            if !(self.local)(st.daddr) {
+                (st.stage, st.next_base) = (Stage::At(HookPoint::Output), 0);
+            }
+        }
     }
 }

@@ -21,6 +21,7 @@ const QUESTIONS: usize = 64;
 struct Start {
     stage: Stage,
     next_base: usize,
+    by_ipvs: bool,
     protocol: u8,
     mark: u32,
     source_done: bool,
@@ -69,6 +70,7 @@ impl<'a, 'p> Walker<'a, 'p> {
         plain.then_some(Start {
             stage: st.stage,
             next_base: st.next_base,
+            by_ipvs: st.by_ipvs,
             protocol: st.protocol,
             mark: st.mark,
             source_done: st.source_done,
@@ -202,7 +204,7 @@ impl<'a, 'p> Walker<'a, 'p> {
             _ => return self.forget_tail(),
         };
         match &m.field {
-            Field::Daddr | Field::Dport | Field::CtOriginalDaddr => {
+            Field::Daddr | Field::Dport | Field::CtOriginalDaddr | Field::VirtualPort => {
                 self.ask(Asked::Holds(m, holds));
             }
             Field::DaddrType | Field::Oifname => self.ask(Asked::Local((self.local)(st.daddr))),
@@ -243,6 +245,7 @@ impl<'a, 'p> Walker<'a, 'p> {
                 Field::Daddr
                     | Field::Dport
                     | Field::CtOriginalDaddr
+                    | Field::VirtualPort
                     | Field::L4proto
                     | Field::Nfproto
                     | Field::EtherType
