@@ -128,6 +128,22 @@ fn a_single_client_that_nobody_answers_is_no_fault_of_the_endpoint() {
     );
 }
 
+/// A slice made by hand names no Pod: nothing tells since when somebody else has the address.
+#[test]
+fn an_endpoint_whose_pod_is_not_known_is_no_fault() {
+    let pods = [pod(1), pod(2), pod(3)];
+    let mut all = slice("web-1", &pods);
+    all.slice.endpoints[2].pod = None;
+    let world = World::right(web(), &pods)
+        .then(Change::Slice(all))
+        .later(SETTLED);
+    let step = ask_in(&world, &[seen(&[none(3, 9, 4), some(1)])]);
+    assert_eq!(
+        (step.answer, found(&step)),
+        (Unknown, vec![(EndpointSilent, Weight::Hint)])
+    );
+}
+
 #[test]
 fn what_answers_on_another_node_is_a_hint_about_the_way() {
     let step = ask(&[seen(&[none(3, 9, 4), some(1)]), seen(&[some(3)])]);
